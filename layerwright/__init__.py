@@ -1,0 +1,1 @@
+"""Compose, search, train and edit language encoders."""
