@@ -1,0 +1,1 @@
+"""Learn labelled tasks with a trained backbone: tables of sentences, metrics and fine-tuning."""
