@@ -1,0 +1,199 @@
+"""An architecture is a value: a few settings and a sequence of typed layers.
+
+Equal architectures have interchangeable weights: the same names, shapes and function in evaluation.  So what
+changes only training or speed (dropout, dtype, kernel implementation) is not part of one.
+
+    >>> import layerwright.layers
+    >>> bert = Architecture.parse("768: 12x(attn ffn)")
+    >>> bert.layers[1]
+    Layer.parse('ffn[inner=3072,act=gelu]')
+    >>> str(bert)
+    '768: 12x(attn ffn)'
+    >>> str(bert.narrow(1 / 4))
+    '192 embed=768: 12x(attn ffn)'
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, fields, replace
+
+from . import grammar
+from .errors import nearest
+from .grammar import TextError, Word, fold, spell, spell_layer
+from .registry import KINDS, OptionError, Value, complete, usual
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A kind of layer and its options, such as `conv[kernel=9]`."""
+
+    kind: str
+    options: tuple[tuple[str, Value], ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Layer:
+        """Read one layer.
+
+        Raises:
+            TextError: not well formed, or more than one layer.
+        """
+        parsed = grammar.parse(text)
+        if parsed.settings or len(parsed.slots) != 1 or len(parsed.slots[0]) != 1 or len(parsed.slots[0][0]) != 1:
+            raise TextError("expected a single layer", text, 0)
+        word = parsed.slots[0][0][0]
+        return cls(word.kind, word.options)
+
+    def at(self, width: int) -> Layer:
+        """Return this layer with every option written out for this width.
+
+        Raises:
+            OptionError: unknown kind or option, or a value that does not fit this width.
+        """
+        return Layer(self.kind, tuple(complete(self.kind, width, dict(self.options)).items()))
+
+    def short(self, width: int) -> str:
+        """Return the text of this layer without the options that have their default at this width."""
+        default = usual(self.kind, width)
+        return spell_layer(self.kind, [(key, value) for key, value in self.options if default[key] != value])
+
+    def narrow(self, width: int, to: int) -> Layer:
+        """Return this layer for another width: options whose default follows the width are scaled with it."""
+        kept: dict[str, Value] = {}
+        for key, value in self.options:
+            follows = callable(KINDS[self.kind].defaults[key]) and isinstance(value, int)
+            kept[key] = max(1, round(int(value) * to / width)) if follows else value
+        return Layer(self.kind, tuple(kept.items()))
+
+    def __str__(self) -> str:
+        return spell_layer(self.kind, self.options)
+
+    def __repr__(self) -> str:
+        return f"Layer.parse({str(self)!r})"
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A backbone, written as a value.
+
+    width: size of the hidden states.  embed: size of the embeddings (0: the width).  vocab, positions, segments:
+    rows of the three embedding tables.  norm: "post" is norm(x + f(x)), "pre" is x + f(norm(x)).  eps: of every norm.
+
+    Raises:
+        ValueError: an unknown kind or option, or a value that does not fit, with the nearest right one.
+    """
+
+    width: int
+    layers: tuple[Layer, ...]
+    embed: int = 0
+    vocab: int = 30522
+    positions: int = 512
+    segments: int = 2
+    norm: str = "post"
+    eps: float = 1e-12
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "embed", self.embed or self.width)
+        for name in ("width", "embed", "vocab", "positions", "segments"):
+            value = getattr(self, name)
+            if type(value) is not int or value < 1:
+                raise OptionError(f"{name}={value}: must be an integer of at least 1", name)
+        if self.norm not in ("post", "pre"):
+            raise OptionError(f"norm={self.norm}: must be 'post' or 'pre'", "norm")
+        if type(self.eps) not in (int, float) or not 0 < self.eps < 1:
+            raise OptionError(f"eps={self.eps}: must be a number between 0 and 1", "eps")
+        object.__setattr__(self, "eps", float(self.eps))
+        object.__setattr__(self, "layers", tuple(layer.at(self.width) for layer in self.layers))
+        if not self.layers:
+            raise ValueError("an architecture needs at least one layer")
+
+    @classmethod
+    def parse(cls, text: str) -> Architecture:
+        """Read an architecture.  `Architecture.parse(str(a)) == a` for every architecture.
+
+        Raises:
+            TextError: not well formed, an unknown name or value, or a choice left open; a caret shows the place.
+        """
+        parsed = grammar.parse(text)
+        if any(len(slot) != 1 for slot in parsed.slots):
+            raise ValueError("this text leaves choices open: it is a space, and one architecture is wanted")
+        settings = read_settings(text, parsed)
+        layers = [read_layer(text, word, int(settings["width"])) for slot in parsed.slots for word in slot[0]]
+        return build(text, parsed, layers)
+
+    def __str__(self) -> str:
+        return f"{self.header(explicit=False)}: {fold([layer.short(self.width) for layer in self.layers])}"
+
+    def explicit(self) -> str:
+        """Return the text with every setting and option written out: the form kept on disk."""
+        return f"{self.header(explicit=True)}: {fold([str(layer) for layer in self.layers])}"
+
+    def header(self, *, explicit: bool = False) -> str:
+        """Return the text before the colon: the width and the settings, those at their default left out or not."""
+        default = {field.name: field.default for field in fields(self)} | {"embed": self.width}
+        shown = [name for name in SETTINGS[1:] if explicit or getattr(self, name) != default[name]]
+        return " ".join([str(self.width), *(f"{name}={spell(getattr(self, name))}" for name in shown)])
+
+    def with_layers(self, layers: Iterable[Layer]) -> Architecture:
+        """Return the same settings with other layers."""
+        return replace(self, layers=tuple(layers))
+
+    def narrow(self, fraction: float) -> Architecture:
+        """Return the same layers at a fraction of the width, with embeddings of the same size.
+
+        The shape of a replaced-token-detection generator (Clark et al. 2020, section 3.2): heads and inner sizes
+        shrink with the width, the depth and the embeddings do not.
+        """
+        width = max(1, round(self.width * fraction))
+        return replace(self, width=width, layers=tuple(layer.narrow(self.width, width) for layer in self.layers))
+
+    def __len__(self) -> int:
+        return len(self.layers)
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return Architecture.parse, (self.explicit(),)
+
+
+SETTINGS = ["width", *(field.name for field in fields(Architecture) if field.name not in ("width", "layers"))]
+
+
+def read_settings(text: str, parsed: grammar.Parsed) -> dict[str, Value]:
+    """Return the settings of a header, their names checked.
+
+    Raises:
+        TextError: no width, or an unknown setting, with the nearest known one.
+    """
+    if "width" not in parsed.settings:
+        raise TextError("a text starts with the width, such as '256: 12x(attn ffn)'", text, 0)
+    for key in parsed.settings:
+        if key not in SETTINGS:
+            raise TextError(f"no setting '{key}'{nearest(key, SETTINGS)}", text, parsed.places[key])
+    if type(parsed.settings["width"]) is not int or parsed.settings["width"] < 1:
+        raise TextError("the width must be an integer of at least 1", text, parsed.places["width"])
+    return parsed.settings
+
+
+def read_layer(text: str, word: Word, width: int) -> Layer:
+    """Return the layer that a word spells, completed for this width.
+
+    Raises:
+        TextError: pointing at the kind or the option that does not fit.
+    """
+    try:
+        return Layer(word.kind, word.options).at(width)
+    except OptionError as error:
+        place = word.places.get(error.key, word.place) if error.key else word.place
+        raise TextError(str(error), text, place) from None
+
+
+def build(text: str, parsed: grammar.Parsed, layers: Iterable[Layer]) -> Architecture:
+    """Return the architecture of a header and layers.
+
+    Raises:
+        TextError: pointing at the setting that does not fit.
+    """
+    try:
+        return Architecture(**parsed.settings, layers=tuple(layers))  # type: ignore[arg-type]
+    except OptionError as error:
+        raise TextError(str(error), text, parsed.places.get(error.key or "width", 0)) from None
+

@@ -1,0 +1,101 @@
+"""A backbone: embeddings, then each layer inside its residual (Devlin et al. 2019, section 3).
+
+The names of its weights are a contract: `embed.*`, `layers.<i>.body.*`, `layers.<i>.norm.*`, and `norm.*` where norms
+come first.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from .architecture import Architecture, Layer
+from .layers import Context
+from .registry import KINDS
+
+
+class Backbone(nn.Module):
+    """Token ids [B, L] -> hidden states [B, L, D], freshly initialised.
+
+    dropout: of embeddings, of every layer's output, and of attention probabilities.
+    """
+
+    def __init__(self, arch: Architecture, dropout: float = 0.1):
+        super().__init__()
+        self.arch = arch
+        self.dropout = dropout
+        self.embed = Embedding(arch, dropout)
+        self.layers = nn.ModuleList(Residual(layer, arch, dropout) for layer in arch.layers)
+        self.norm = last_norm(arch)
+        initialise(self)
+
+    def forward(
+        self, ids: Tensor, mask: Tensor | None = None, segments: Tensor | None = None, documents: Tensor | None = None
+    ) -> Tensor:
+        """Run every layer.  mask: bool [B, L], None where every token is real; documents: integers [B, L]."""
+        context = Context(mask, documents, self.dropout if self.training else 0.0)
+        x: Tensor = self.embed(ids, segments)
+        for layer in self.layers:
+            x = layer(x, context)
+        return torch.as_tensor(self.norm(x))
+
+
+class Embedding(nn.Module):
+    """Sum of token, position and segment embeddings, normed, then widened if `embed` differs from the width."""
+
+    def __init__(self, arch: Architecture, dropout: float):
+        super().__init__()
+        self.token = nn.Embedding(arch.vocab, arch.embed)
+        self.position = nn.Embedding(arch.positions, arch.embed)
+        self.segment = nn.Embedding(arch.segments, arch.embed)
+        self.norm = nn.LayerNorm(arch.embed, eps=arch.eps)
+        self.dropout = nn.Dropout(dropout)
+        self.widen = nn.Linear(arch.embed, arch.width) if arch.embed != arch.width else nn.Identity()
+
+    def forward(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
+        """Map ids and segments [B, L] to [B, L, D].
+
+        Raises:
+            ValueError: more tokens in a row than positions.
+        """
+        length, positions = ids.shape[1], self.position.num_embeddings
+        if length > positions:
+            raise ValueError(f"a row of {length} tokens, and the architecture has {positions} positions")
+        x = self.token(ids) + self.position.weight[:length]
+        x = x + (self.segment.weight[0] if segments is None else self.segment(segments))
+        return torch.as_tensor(self.widen(self.dropout(self.norm(x))))
+
+
+class Residual(nn.Module):
+    """A layer with its norm and skip connection: post norm(x + f(x)), or pre x + f(norm(x))."""
+
+    def __init__(self, layer: Layer, arch: Architecture, dropout: float):
+        super().__init__()
+        self.body = KINDS[layer.kind].module(arch.width, **dict(layer.options))
+        self.norm = nn.LayerNorm(arch.width, eps=arch.eps)
+        self.dropout = nn.Dropout(dropout)
+        self.pre = arch.norm == "pre"
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Map [B, L, D] to [B, L, D]."""
+        if self.pre:
+            return torch.as_tensor(x + self.dropout(self.body(self.norm(x), context)))
+        return torch.as_tensor(self.norm(x + self.dropout(self.body(x, context))))
+
+
+def last_norm(arch: Architecture) -> nn.Module:
+    """Return what follows the last layer: a norm where norms come first, else nothing."""
+    return nn.LayerNorm(arch.width, eps=arch.eps) if arch.norm == "pre" else nn.Identity()
+
+
+def initialise(root: nn.Module, deviation: float = 0.02) -> None:
+    """Set matrices to N(0, 0.02), biases to zero and norms to one (Devlin et al. 2019), then what a layer sets itself."""
+    for module in root.modules():
+        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d):
+            nn.init.normal_(module.weight, std=deviation)
+            if isinstance(module, nn.Linear | nn.Conv1d) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        if isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+    for module in root.modules():
+        own = getattr(module, "initialise", None)
+        if callable(own):
+            own()

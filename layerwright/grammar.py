@@ -1,0 +1,237 @@
+"""Text of an architecture or of a search space <-> plain tuples; errors point at the place.
+
+    text   = [header ":"] item+
+    header = integer (key "=" value)*            width first, then other settings
+    item   = [integer "x"] (layer | group | choice)
+    group  = "(" item+ ")"
+    choice = "{" item* ("|" item*)* "}"          a space leaves this open
+    layer  = name ["[" key "=" value ("|" value)* ("," ...)* "]"]
+    value  = number | word | 'quoted text'
+
+Every item becomes one slot: a list of alternatives, each a list of words.  An architecture is a text whose every
+slot has a single alternative.  Reading goes through `parse`, writing through `fold` and `spell`.
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+from itertools import product
+from typing import NamedTuple
+
+from .registry import Value
+
+MOST = 10_000  # layers of one text, alternatives of one slot: beyond it lies a slip of the keyboard
+
+_TOKEN = re.compile(
+    r"\s*(?:(?P<repeat>\d+x)(?=[\s({a-z])|(?P<number>-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![a-z0-9_])"
+    r"|(?P<name>[a-z][a-z0-9_]*)|'(?P<quoted>[^']*)'|(?P<mark>[:=()\[\]{}|,]))"
+)
+_PLAIN = re.compile(r"[a-z][a-z0-9_]*")
+
+
+class TextError(ValueError):
+    """A text cannot be read; the message shows the text with a caret under the place."""
+
+    def __init__(self, message: str, text: str, place: int):
+        line = re.sub(r"\s", " ", text)
+        start = max(0, place - 60)
+        shown = ("..." if start else "") + line[start : place + 60] + ("..." if place + 60 < len(line) else "")
+        under = place - start + (3 if start else 0)
+        super().__init__(f"{message}\n    {shown}\n    {' ' * under}^")
+
+
+class Word(NamedTuple):
+    """A layer as written: its kind, its options, and where in the text it and each option stand."""
+
+    kind: str
+    options: tuple[tuple[str, Value], ...]
+    place: int
+    places: dict[str, int]
+
+
+Slot = list[list[Word]]
+
+
+class Parsed(NamedTuple):
+    """A text taken apart: the settings of its header, where they stand, and its slots."""
+
+    settings: dict[str, Value]
+    places: dict[str, int]
+    slots: list[Slot]
+
+
+def parse(text: str) -> Parsed:
+    """Take a text apart.
+
+    Raises:
+        TextError: with a caret under the first token that does not fit.
+    """
+    return _Reader(text).whole()
+
+
+def spell(value: Value) -> str:
+    """Return the text of a value: words bare, other strings in quotes.
+
+    Raises:
+        ValueError: a string that holds a quote.
+    """
+    if isinstance(value, str):
+        if "'" in value or "\n" in value:
+            raise ValueError(f"a value cannot hold a quote or a line break: {value!r}")
+        return value if _PLAIN.fullmatch(value) else f"'{value}'"
+    return repr(value)
+
+
+def spell_layer(kind: str, options: Iterable[tuple[str, Value]]) -> str:
+    """Return the text of a layer: `conv[kernel=9]`, or the bare kind where there are no options."""
+    inside = ",".join(f"{key}={spell(value)}" for key, value in options)
+    return f"{kind}[{inside}]" if inside else kind
+
+
+def fold(words: Sequence[str], longest: int = 48) -> str:
+    """Join words, writing repeats as `3x(a b)`; of the folds at a place, take the one that covers most."""
+    out: list[str] = []
+    at = 0
+    while at < len(words):
+        period, times = 1, 1
+        for size in range(1, min(longest, (len(words) - at) // 2) + 1):
+            count = _repeats(words, at, size)
+            if count > 1 and size * count > period * times:
+                period, times = size, count
+        if times == 1:
+            out.append(words[at])
+        else:
+            block = fold(words[at : at + period], longest)
+            out.append(f"{times}x{block}" if period == 1 else f"{times}x({block})")
+        at += period * times
+    return " ".join(out)
+
+
+def _repeats(words: Sequence[str], at: int, size: int) -> int:
+    """Count how often the `size` words at a place stand there in a row."""
+    block, times = words[at : at + size], 1
+    while words[at + size * times : at + size * (times + 1)] == block:
+        times += 1
+    return times
+
+
+class _Token(NamedTuple):
+    sort: str
+    word: str
+    place: int
+
+
+class _Reader:
+    """Recursive descent over the tokens, one method a rule of the grammar."""
+
+    def __init__(self, text: str):
+        self.text = text
+        self.tokens = list(self.split())
+        self.at = 0
+
+    def split(self) -> Iterable[_Token]:
+        place, end = 0, len(self.text.rstrip())
+        while place < end:
+            found = _TOKEN.match(self.text, place)
+            if not found or found.lastgroup is None:
+                rest = self.text[place:]
+                raise TextError("unexpected character", self.text, place + len(rest) - len(rest.lstrip()))
+            yield _Token(found.lastgroup, found[found.lastgroup], found.start(found.lastgroup))
+            place = found.end()
+
+    def peek(self) -> _Token:
+        return self.tokens[self.at] if self.at < len(self.tokens) else _Token("end", "end of text", len(self.text.rstrip()))
+
+    def take(self, *wanted: str, what: str | None = None) -> _Token:
+        token = self.peek()
+        if token.sort not in wanted and not (token.sort == "mark" and token.word in wanted):
+            expected = what or " or ".join(f"'{w}'" for w in wanted)
+            raise TextError(f"expected {expected}, found '{token.word}'", self.text, token.place)
+        self.at += 1
+        return token
+
+    def next_is(self, *marks: str) -> bool:
+        token = self.peek()
+        return token.sort == "mark" and token.word in marks
+
+    def whole(self) -> Parsed:
+        settings: dict[str, Value] = {}
+        places: dict[str, int] = {}
+        if self.peek().sort == "number":
+            places["width"] = self.peek().place
+            settings["width"] = self.value()
+            while not self.next_is(":"):
+                key = self.take("name", what="a setting or ':'")
+                self.take("=")
+                if key.word in settings:
+                    raise TextError(f"'{key.word}' is set twice", self.text, key.place)
+                settings[key.word], places[key.word] = self.value(), key.place
+            self.take(":")
+        slots = self.items()
+        if self.peek().sort != "end":
+            raise TextError(f"expected a layer, found '{self.peek().word}'", self.text, self.peek().place)
+        if not slots:
+            raise TextError("no layers", self.text, len(self.text.rstrip()))
+        return Parsed(settings, places, slots)
+
+    def items(self) -> list[Slot]:
+        """Read items up to a closing mark or the end."""
+        slots: list[Slot] = []
+        while self.peek().sort in ("repeat", "name") or self.next_is("(", "{"):
+            place, times = self.peek().place, 1
+            if self.peek().sort == "repeat":
+                times = int(self.take("repeat").word[:-1])
+            item = self.item()
+            if times < 1 or len(slots) + times * len(item) > MOST:
+                raise TextError(f"between 1 and {MOST:,} layers can be repeated", self.text, place)
+            slots += item * times
+        return slots
+
+    def item(self) -> list[Slot]:
+        if self.next_is("("):
+            place = self.take("(").place
+            slots = self.items()
+            self.take(")", what="a layer or ')'")
+            if not slots:
+                raise TextError("an empty group", self.text, place)
+            return slots
+        return [self.choice() if self.next_is("{") else self.layer()]
+
+    def choice(self) -> Slot:
+        place = self.take("{").place
+        alternatives: Slot = []
+        while True:
+            slots = self.items()
+            count = len(alternatives)
+            for slot in slots:
+                count = min(MOST + 1, max(1, count) * len(slot))
+            if count > MOST:
+                raise TextError(f"more than {MOST:,} alternatives in one slot", self.text, place)
+            alternatives += [[word for run in runs for word in run] for runs in product(*slots)]
+            if self.take("|", "}", what="a layer, '|' or '}'").word == "}":
+                return alternatives
+
+    def layer(self) -> Slot:
+        name = self.take("name", what="a layer")
+        options: dict[str, list[Value]] = {}
+        places: dict[str, int] = {}
+        if self.next_is("["):
+            self.take("[")
+            while True:
+                key = self.take("name", what="an option")
+                self.take("=")
+                if key.word in options:
+                    raise TextError(f"'{key.word}' is set twice", self.text, key.place)
+                places[key.word], options[key.word] = key.place, [self.value()]
+                while self.next_is("|"):
+                    self.take("|")
+                    options[key.word].append(self.value())
+                if self.take(",", "]").word == "]":
+                    break
+        settled = product(*options.values())
+        return [[Word(name.word, tuple(zip(options, values, strict=True)), name.place, places)] for values in settled]
+
+    def value(self) -> Value:
+        token = self.take("number", "name", "quoted", what="a value")
+        if token.sort != "number":
+            return token.word
+        return float(token.word) if re.search(r"[.e]", token.word) else int(token.word)

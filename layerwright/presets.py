@@ -1,0 +1,69 @@
+"""Names for known texts: published encoders, and a small one for trying things out.
+
+Sizes: Turc et al. 2019 (bert-tiny to bert-medium), Devlin et al. 2019 (bert-base, bert-large), Clark et al. 2020
+(electra-*), and LV-BERT's published sequence (its repository, pretrain.sh).
+"""
+
+import re
+
+from .architecture import Architecture, Layer
+from .errors import nearest
+from .space import Space
+
+PRESETS = {
+    "debug": "32 embed=16 vocab=1024 positions=128: conv attn ffn attn ffn",
+    "bert-tiny": "128: 2x(attn ffn)",
+    "bert-mini": "256: 4x(attn ffn)",
+    "bert-small": "512: 4x(attn ffn)",
+    "bert-medium": "512: 8x(attn ffn)",
+    "bert-base": "768: 12x(attn ffn)",
+    "bert-large": "1024: 24x(attn ffn)",
+    "electra-small": "256 embed=128: 12x(attn ffn)",
+    "electra-base": "768: 12x(attn ffn)",
+    "lv-bert-small": "256 embed=128: 2xconv attn 2xffn attn conv 2xffn attn 2xconv attn ffn conv ffn attn conv ffn conv "
+    "2xattn ffn attn",
+}
+
+
+def architecture(text: str) -> Architecture:
+    """Read an architecture: the name of a preset, or a text.
+
+    Raises:
+        ValueError: neither; with the nearest preset, or a caret under the place.
+    """
+    return Architecture.parse(_known(text))
+
+
+def space(text: str) -> Space:
+    """Read a space: a text, or the name of a preset (a space of one).
+
+    Raises:
+        ValueError: neither; with the nearest preset, or a caret under the place.
+    """
+    return Space.parse(_known(text))
+
+
+def _known(text: str) -> str:
+    name = text.strip()
+    if name in PRESETS:
+        return PRESETS[name]
+    if re.fullmatch(r"[A-Za-z][\w.-]*", name):
+        raise ValueError(f"no preset '{name}'{nearest(name, PRESETS)}")
+    return text
+
+
+def interleaved(like: Architecture) -> Architecture:
+    """Return the ordinary BERT backbone of the same settings and depth: attention and feed-forward in turn."""
+    return like.with_layers([Layer("ffn" if place % 2 else "attn") for place in range(len(like))])
+
+
+def sandwich(like: Architecture) -> Architecture:
+    """Return the sandwich of the same settings and depth (Press et al. 2020, section 5).
+
+    Of n pairs, the first k attention layers come first and the last k feed-forward layers last.  k = n // 2 is our
+    choice; an odd last layer is a feed-forward layer.
+    """
+    pairs = len(like) // 2
+    moved = pairs // 2
+    kinds = ["attn"] * moved + ["attn", "ffn"] * (pairs - moved) + ["ffn"] * (moved + len(like) % 2)
+    return like.with_layers(Layer(kind) for kind in kinds)

@@ -1,0 +1,105 @@
+"""The table of layer kinds: name -> module class and its options.
+
+A kind is declared once, by the decorator above its class.  The declaration is the grammar of that kind: its
+option names, their types and their defaults.  A default may be a function of the width.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeVar
+
+from .errors import nearest
+
+Value = int | float | str
+Default = Value | Callable[[int], Value]
+Module = TypeVar("Module", bound=type)
+
+
+class Kind(NamedTuple):
+    """One kind of layer, as declared."""
+
+    name: str
+    module: type[Any]
+    defaults: Mapping[str, Default]
+    check: Callable[..., None] | None
+
+
+class OptionError(ValueError):
+    """An option of a layer is unknown or has a value it cannot have; `key` is its name, if one is to blame."""
+
+    def __init__(self, message: str, key: str | None = None):
+        super().__init__(message)
+        self.key = key
+
+
+KINDS: dict[str, Kind] = {}
+
+
+def layer(name: str, **defaults: Default) -> Callable[[Module], Module]:
+    """Register a module class as the layer kind `name`, with these options and defaults.
+
+    The class takes exactly `(width, <options>)` and obeys the layer contract (`layerwright.layers`).  A static
+    method `check(width, <options>)` of the class, if there is one, raises ValueError for values that do not fit.
+
+    Raises:
+        TypeError: the constructor's parameters differ from the declared options.
+        ValueError: the name is taken.
+    """
+
+    def register(module: Module) -> Module:
+        takes = list(inspect.signature(module).parameters)
+        if takes != ["width", *defaults]:
+            raise TypeError(f"{module.__name__} takes {takes}, but '{name}' declares {['width', *defaults]}")
+        if name in KINDS:
+            raise ValueError(f"layer kind '{name}' is already registered by {KINDS[name].module.__name__}")
+        KINDS[name] = Kind(name, module, defaults, getattr(module, "check", None))
+        return module
+
+    return register
+
+
+def usual(name: str, width: int) -> dict[str, Value]:
+    """Return every option of a kind at its default for this width.
+
+    Raises:
+        OptionError: unknown kind, with the nearest known name.
+    """
+    if name not in KINDS:
+        raise OptionError(f"no layer kind '{name}'{nearest(name, KINDS)}")
+    return {key: base(width) if callable(base) else base for key, base in KINDS[name].defaults.items()}
+
+
+def complete(name: str, width: int, given: Mapping[str, Value]) -> dict[str, Value]:
+    """Return every option of a layer, in the order declared: those given, and the defaults at this width.
+
+    Raises:
+        OptionError: unknown kind or option (with the nearest known name), or a value that does not fit.
+    """
+    options = usual(name, width)
+    for key, value in given.items():
+        if key not in options:
+            raise OptionError(f"layer kind '{name}' has no option '{key}'{nearest(key, options)}", key)
+        options[key] = _fitting(name, key, value, options[key])
+    check = KINDS[name].check
+    if check is not None:
+        try:
+            check(width, **options)
+        except OptionError:
+            raise
+        except ValueError as error:
+            raise OptionError(f"{name}: {error}") from None
+    return options
+
+
+def _fitting(name: str, key: str, value: Value, base: Value) -> Value:
+    """Return a value as the type of its default; counts are at least 1."""
+    if isinstance(base, float) and isinstance(value, int):
+        return float(value)
+    if type(value) is not type(base):
+        raise OptionError(f"{name}[{key}={value}]: expected {_SORTS[type(base)]}", key)
+    if isinstance(value, int) and value < 1:
+        raise OptionError(f"{name}[{key}={value}]: must be at least 1", key)
+    return value
+
+
+_SORTS: dict[type, str] = {int: "an integer", float: "a number", str: "a word"}
