@@ -46,7 +46,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) 
     for row in cells:
         drawn.add_row(*(Text(_written(cell)) for cell in row))
     # A pipe or a file has no edge to fold long architectures at.
-    _stdout.print(drawn, width=None if _stdout.is_terminal else 100_000)
+    (_stdout if _stdout.is_terminal else Console(width=100_000)).print(drawn)
 
 
 @contextmanager
