@@ -1,0 +1,52 @@
+"""What every test runs under: no network, a home folder of its own, one thread a process, the same examples every time.
+
+The environment is set while this file is imported, because libraries read it when they are imported.
+"""
+
+import os
+import socket
+import tempfile
+from collections.abc import Iterator
+
+HOME = tempfile.TemporaryDirectory(prefix="layerwright-home-")
+os.environ |= {
+    "HOME": HOME.name,
+    "XDG_CACHE_HOME": f"{HOME.name}/cache",
+    "XDG_CONFIG_HOME": f"{HOME.name}/config",
+    "HF_HOME": f"{HOME.name}/huggingface",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "TERM": "dumb",
+    "COLUMNS": "120",
+}
+for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "RANK", "LOCAL_RANK", "WORLD_SIZE"):
+    os.environ.pop(name, None)
+
+import hypothesis  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+torch.set_num_threads(1)
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
+hypothesis.settings.load_profile("repeatable")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_network() -> Iterator[None]:
+    """Make a connection to any other machine an error that names the address."""
+    connect = socket.socket.connect
+
+    def refuse(self: socket.socket, address: object) -> None:
+        if self.family in (socket.AF_INET, socket.AF_INET6) and str(address[0]) not in ("127.0.0.1", "::1", "localhost"):  # type: ignore[index]
+            raise AssertionError(f"a test tried to connect to {address}")
+        connect(self, address)  # type: ignore[arg-type]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refuse)
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _same_numbers() -> None:
+    """Start each test from the same random state, so that its order among the others does not matter."""
+    torch.manual_seed(0)
