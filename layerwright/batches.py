@@ -1,0 +1,149 @@
+"""Batches of a packed corpus: a pure function of the seed, the step and the rank.
+
+So a run resumes from its step number alone, and any number of processes sees the same global batches.  Chance that
+training needs per token travels with the batch, as dice, for the same reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from functools import lru_cache
+from random import Random
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from .architecture import Architecture
+from .corpus import Corpus
+from .errors import DataError
+from .space import Space
+
+SINGLE = 0.1  # share of rows of one segment (Clark et al. 2020, released code)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows of tokens, and what a model must know to learn from them.
+
+    ids, segments: int64 [B, L]; segments None: all 0.  mask: bool [B, L], None where every token is real.  labels: of
+    the tokens or rows.  dice: float32 [B, L, 3], uniform in [0, 1): is a token chosen, how is it corrupted, what is put
+    in its place.  arch: the sub-network to run, when the model is a supernet.
+    """
+
+    ids: Tensor
+    mask: Tensor | None = None
+    segments: Tensor | None = None
+    labels: Tensor | None = None
+    dice: Tensor | None = None
+    arch: Architecture | None = None
+
+    def to(self, device: torch.device | str) -> Batch:
+        """Return the batch on a device."""
+        return self._each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def split(self, pieces: int) -> list[Batch]:
+        """Cut the rows into pieces of one size, for gradient accumulation.
+
+        Raises:
+            ValueError: the pieces do not divide the rows.
+        """
+        rows = len(self.ids)
+        if rows % pieces:
+            raise ValueError(f"{rows} rows on a process cannot be accumulated in {pieces} equal pieces")
+        size = rows // pieces
+        return [self._each(lambda tensor, at=at: tensor[at : at + size]) for at in range(0, rows, size)]  # type: ignore[misc]
+
+    def _each(self, change) -> Batch:  # type: ignore[no-untyped-def]
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: change(value) for name, value in tensors.items() if isinstance(value, Tensor)})
+
+
+def batches(
+    corpus: Corpus,
+    *,
+    size: int,
+    length: int,
+    seed: int,
+    start: int = 0,
+    split: str = "train",
+    share: tuple[int, int] = (0, 1),
+) -> Iterator[Batch]:
+    """Yield batches for ever, from step `start` on: rows "[CLS] a [SEP] b [SEP]", a tenth "[CLS] a [SEP]".
+
+    Rows are consecutive windows of the tokens, in a new order and from a new offset every epoch.  A row is cut in two
+    where a document begins, else anywhere.  size: rows of the global batch; share: rank and number of processes.
+
+    Raises:
+        DataError: the split is shorter than one row.
+        ValueError: the processes do not divide the rows.
+    """
+    rank, world = share
+    if size % world:
+        raise ValueError(f"{world} processes cannot share a batch of {size} rows equally")
+    rows = _Rows(corpus, split, length, seed)
+    mine = slice(rank * size // world, (rank + 1) * size // world)
+    step = start
+    while True:
+        chance = np.random.default_rng((seed, step))
+        dice = chance.random((size, length, 3), dtype=np.float32)
+        cuts = chance.random((size, 2))
+        ids, segments = rows.read(np.arange(step * size, (step + 1) * size)[mine], cuts[mine])
+        yield Batch(torch.from_numpy(ids), segments=torch.from_numpy(segments), dice=torch.from_numpy(dice[mine]))
+        step += 1
+
+
+def along(stream: Iterator[Batch], space: Space, seed: int, start: int = 0) -> Iterator[Batch]:
+    """Name a random architecture of the space on every batch: this is all that supernet training adds.
+
+    The same on every process: it depends on the seed and the step only.
+    """
+    for step, batch in enumerate(stream, start):
+        yield replace(batch, arch=space.sample(Random(f"{seed}/{step}")))
+
+
+class _Rows:
+    """The rows of a split: number -> tokens."""
+
+    def __init__(self, corpus: Corpus, split: str, length: int, seed: int):
+        self.tokens, self.starts, self.special = corpus.tokens(split), corpus.starts(split), corpus.special
+        self.length, self.seed = length, seed
+        self.window = length - 2
+        self.count = (len(self.tokens) - self.window) // self.window if self.window > 1 else 0
+        if self.count < 1:
+            raise DataError(f"the {split} split has {len(self.tokens):,} tokens: too few for rows of {length}")
+
+    def read(self, numbers: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return ids and segments [B, L] of rows by their running number; cuts [B, 2]: chance of each."""
+        ids = np.empty((len(numbers), self.length), np.int64)
+        segments = np.zeros_like(ids)
+        for row, (number, (single, where)) in enumerate(zip(numbers.tolist(), cuts, strict=True)):
+            epoch, place = divmod(number, self.count)
+            at = _offset(self.seed, epoch, self.window) + int(_order(self.seed, epoch, self.count)[place]) * self.window
+            words = self.tokens[at : at + self.window]
+            if single < SINGLE:
+                ids[row] = [self.special.cls, *words, self.special.sep]
+            else:
+                cut = self._cut(at, where)
+                first, second = words[:cut], words[cut:-1]
+                ids[row] = [self.special.cls, *first, self.special.sep, *second, self.special.sep]
+                segments[row, cut + 2 :] = 1
+        return ids, segments
+
+    def _cut(self, at: int, where: float) -> int:
+        """Return where to cut a window in two: at the first document that begins inside, else anywhere."""
+        beginning = int(np.searchsorted(self.starts, at, side="right"))
+        if beginning < len(self.starts) and self.starts[beginning] - at < self.window - 1:
+            return int(self.starts[beginning] - at)
+        return 1 + int(where * (self.window - 2))
+
+
+@lru_cache(maxsize=4)
+def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+    return np.random.default_rng((seed, epoch, 1)).permutation(count)
+
+
+@lru_cache(maxsize=4)
+def _offset(seed: int, epoch: int, window: int) -> int:
+    return int(np.random.default_rng((seed, epoch, 2)).integers(window))

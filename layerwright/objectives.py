@@ -1,0 +1,170 @@
+"""What pre-training minimises: masked language modelling, and replaced-token detection.
+
+An objective maps a batch to a loss and owns its heads.  The number of chosen positions a row is fixed, so shapes are
+static and the output layer, the dearest matrix of a small model, runs on those positions only.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .backbone import Backbone
+from .batches import Batch
+from .corpus import Special
+from .models import MaskedHead, ReplacedHead
+from .supernet import Supernet
+
+
+class Loss(NamedTuple):
+    """The scalar to minimise, and named scalars to report."""
+
+    total: Tensor
+    parts: dict[str, Tensor]
+
+
+class Choice(NamedTuple):
+    """Positions to predict: places int64 [B, M], and which of them count, bool [B, M] (None: all)."""
+
+    places: Tensor
+    real: Tensor | None
+
+
+def choose(batch: Batch, rate: float, special: Special) -> Choice:
+    """Choose a share of the tokens of every row, never a special token: M = rate * L of L (at least 1).
+
+    Rows with padding choose that share of their real tokens.
+    """
+    if batch.dice is None:
+        raise ValueError("an objective needs a batch with dice")
+    length = batch.ids.shape[1]
+    most = max(1, int(rate * length))
+    barred = (batch.ids == special.cls) | (batch.ids == special.sep) | (batch.ids == special.pad)
+    order, places = batch.dice[..., 0].masked_fill(barred, 2.0).topk(most, largest=False)
+    if batch.mask is None:
+        return Choice(places, None)
+    wanted = (batch.mask.sum(-1, keepdim=True) * rate).long().clamp(min=1)
+    return Choice(places, (torch.arange(most, device=places.device) < wanted) & (order < 2.0))
+
+
+class MaskedLM(nn.Module):
+    """Predict 15% of the tokens from the rest (Devlin et al. 2019, section 3.1).
+
+    Of the chosen ones a share `masked` becomes [MASK], a share `random` another token, the rest stays: 0.8 and 0.1 for
+    BERT, 0.85 and 0 for the generator of ELECTRA (released code).  The output matrix is the token embedding.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone | Supernet,
+        special: Special,
+        *,
+        rate: float = 0.15,
+        masked: float = 0.8,
+        random: float = 0.1,
+    ):
+        super().__init__()
+        self.backbone, self.special = backbone, special
+        self.rate, self.masked, self.random = rate, masked, random
+        self.head = MaskedHead(backbone.arch)
+
+    def forward(self, batch: Batch) -> Loss:
+        """Return the cross-entropy in nats a chosen token, and the share predicted right."""
+        choice = choose(batch, self.rate, self.special)
+        logits, targets = self.predict(batch, choice)
+        loss = mean(F.cross_entropy(logits, targets, reduction="none"), choice.real)
+        right = mean((logits.argmax(-1) == targets).float(), choice.real) if not self.training else None
+        return Loss(loss, {} if right is None else {"accuracy": right})
+
+    def predict(self, batch: Batch, choice: Choice) -> tuple[Tensor, Tensor]:
+        """Corrupt the chosen tokens and predict them: logits float32 [B * M, V] and the tokens they were [B * M]."""
+        targets = batch.ids.gather(1, choice.places)
+        ids = batch.ids.scatter(1, choice.places, self.corrupt(targets, batch, choice))
+        states = at(encode(self.backbone, batch, ids), choice.places)
+        logits = self.head(states.flatten(0, 1), self.backbone.embed.token.weight)
+        return logits.float(), targets.flatten()
+
+    def corrupt(self, targets: Tensor, batch: Batch, choice: Choice) -> Tensor:
+        """Return what stands at the chosen positions instead of the targets [B, M]."""
+        how, what = at(batch.dice, choice.places)[..., 1:].unbind(-1)  # type: ignore[arg-type]
+        noise = (what * self.backbone.arch.vocab).long()
+        others = torch.where(how < self.masked + self.random, noise, targets)
+        corrupted = torch.where(how < self.masked, self.special.mask, others)
+        return corrupted if choice.real is None else torch.where(choice.real, corrupted, targets)
+
+
+class ReplacedTokenDetection(nn.Module):
+    """A small generator fills masked tokens; the backbone tells which were replaced (Clark et al. 2020, section 2).
+
+    The generator shares the backbone's embeddings and their norm (released code).  It is any architecture with
+    embeddings of the same size.  A token that happens to be the original is not replaced.
+
+    Raises:
+        ValueError: the generator's embeddings differ in size or number.
+    """
+
+    def __init__(self, backbone: Backbone | Supernet, generator: MaskedLM, weight: float = 50.0):
+        super().__init__()
+        for name in ("embed", "vocab", "positions", "segments"):
+            ours, theirs = getattr(backbone.arch, name), getattr(generator.backbone.arch, name)
+            if ours != theirs:
+                raise ValueError(f"the generator shares the embeddings: its {name} is {theirs}, the backbone's {ours}")
+        self.backbone, self.generator, self.weight = backbone, generator, weight
+        self.head = ReplacedHead(backbone.arch)
+        for name in ("token", "position", "segment", "norm"):
+            setattr(generator.backbone.embed, name, getattr(backbone.embed, name))
+
+    def forward(self, batch: Batch) -> Loss:
+        """Return the generator's loss plus `weight` times the discriminator's, and both with its accuracy."""
+        choice = choose(batch, self.generator.rate, self.generator.special)
+        logits, targets = self.generator.predict(batch, choice)
+        masked = mean(F.cross_entropy(logits, targets, reduction="none"), choice.real)
+        ids, replaced = self.fill(batch, choice, logits.detach())
+        guesses = self.head(encode(self.backbone, batch, ids)).float()
+        detected = mean(F.binary_cross_entropy_with_logits(guesses, replaced.float(), reduction="none"), batch.mask)
+        right = mean(((guesses > 0) == replaced).float(), batch.mask)
+        parts = {"masked": masked.detach(), "replaced": detected.detach(), "accuracy": right}
+        return Loss(masked + self.weight * detected, parts)
+
+    def fill(self, batch: Batch, choice: Choice, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Put tokens drawn from the generator at the chosen positions: ids [B, L], and which changed, bool [B, L]."""
+        original = batch.ids.gather(1, choice.places)
+        drawn = draw(logits, at(batch.dice, choice.places)[..., 2].flatten()).view_as(original)  # type: ignore[arg-type]
+        if choice.real is not None:
+            drawn = torch.where(choice.real, drawn, original)
+        ids = batch.ids.scatter(1, choice.places, drawn)
+        return ids, ids != batch.ids
+
+
+def encode(net: nn.Module, batch: Batch, ids: Tensor) -> Tensor:
+    """Run a backbone, or the sub-network that the batch names: ids [B, L] -> [B, L, D]."""
+    if isinstance(net, Supernet):
+        if batch.arch is None:
+            raise ValueError("a supernet needs batches that name an architecture")
+        return torch.as_tensor(net(ids, batch.mask, batch.segments, arch=batch.arch))
+    return torch.as_tensor(net(ids, batch.mask, batch.segments))
+
+
+def at(states: Tensor, places: Tensor) -> Tensor:
+    """Take the states at some places of each row: [B, L, D] and [B, M] -> [B, M, D]."""
+    return states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
+
+
+def draw(logits: Tensor, uniform: Tensor) -> Tensor:
+    """Draw a token from softmax(logits) by the inverse of its distribution function: [N, V] and [N] -> [N].
+
+    One uniform number a token instead of V: chance that can travel with the batch, and a fraction of the cost of Gumbel
+    noise.
+    """
+    below = logits.softmax(-1).cumsum(-1)
+    wanted = (uniform * below[:, -1])[:, None]
+    return torch.searchsorted(below, wanted, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+
+
+def mean(values: Tensor, real: Tensor | None) -> Tensor:
+    """Average values over those that count; NaN where none does."""
+    if real is None:
+        return values.mean()
+    counted = real.flatten() if values.dim() == 1 else real
+    return (values * counted).sum() / counted.sum()

@@ -1,0 +1,172 @@
+"""The training loop: a generator, so that what happens between steps is written by whoever runs it.
+
+    for report in train(objective, stream, plan, optimizer):
+        if report.step % 100 == 0:
+            save(...)
+
+Chance inside a step (dropout) is seeded by the seed, the step and the rank; so a run that starts at a step goes on as
+one that never stopped.
+"""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from .batches import Batch
+from .objectives import Loss
+
+
+class Plan(BaseModel):
+    """How long and how fast to learn.
+
+    Exactly one of steps, tokens and minutes says how long.  rate: peak learning rate.  warmup: steps of linear warm-up, or
+    below 1 a share of all steps; it multiplies the linear decay to zero (Clark et al. 2020, released code).  decay:
+    weight decay, on matrices only.  clip: largest gradient norm.  accumulate: pieces a batch is cut into.
+    bias_correction: false is Adam as BERT and ELECTRA have it.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int | None = Field(None, ge=1)
+    tokens: int | None = Field(None, ge=1)
+    minutes: float | None = Field(None, gt=0)
+    rate: float = Field(5e-4, gt=0)
+    warmup: float = Field(0.01, ge=0)
+    decay: float = Field(0.01, ge=0)
+    clip: float = Field(1.0, gt=0)
+    accumulate: int = Field(1, ge=1)
+    precision: Literal["float32", "bf16"] = "float32"
+    bias_correction: bool = True
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = Field(1e-6, gt=0)
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> "Plan":
+        given = [name for name in ("steps", "tokens", "minutes") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"a budget is one of steps, tokens and minutes, not {' and '.join(given)}")
+        return self
+
+    def rate_at(self, step: int) -> float:
+        """Return the learning rate of a step: linear warm-up times linear decay."""
+        steps = self.steps or 1
+        warmup = self.warmup * steps if self.warmup < 1 else self.warmup
+        return self.rate * min(1.0, (step + 1) / max(1.0, warmup)) * (1 - step / steps)
+
+
+class Report(NamedTuple):
+    """What a step did: step counts the steps taken so far, norm is the gradient's before clipping."""
+
+    step: int
+    loss: float
+    parts: dict[str, float]
+    rate: float
+    norm: float
+
+
+def make_optimizer(model: nn.Module, plan: Plan, scale: Callable[[str], float] = lambda name: 1.0) -> torch.optim.AdamW:
+    """Return AdamW over a model's parameters, in groups of equal weight decay and rate.
+
+    scale: the factor on the learning rate of a parameter, by name (layer-wise decay).  Biases and norms do not decay.
+    """
+    groups: dict[tuple[float, float], list[Tensor]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((scale(name), plan.decay if parameter.dim() > 1 else 0.0), []).append(parameter)
+    made = [{"params": group, "scale": factor, "weight_decay": decay} for (factor, decay), group in groups.items()]
+    optimizer = torch.optim.AdamW(made, lr=plan.rate, betas=plan.betas, eps=plan.epsilon, fused=True)
+    if not plan.bias_correction:
+        for parameter in (p for group in made for p in group["params"]):  # type: ignore[attr-defined]
+            # After so many steps both corrections are 1, and a float32 counter grows no further.
+            optimizer.state[parameter] = {
+                "step": torch.tensor(2.0**24, device=parameter.device),
+                "exp_avg": torch.zeros_like(parameter),
+                "exp_avg_sq": torch.zeros_like(parameter),
+            }
+    return optimizer
+
+
+def make_accelerator(*, partial: bool = False, trackers: Sequence[str] = (), folder: Path | None = None) -> Accelerator:
+    """Return the devices and processes to train on.
+
+    partial: a step leaves parameters unused, as a supernet's does.  trackers: those of Accelerate, writing into `folder`.
+    """
+    unused = DistributedDataParallelKwargs(find_unused_parameters=partial)
+    machine = Accelerator(kwargs_handlers=[unused], log_with=list(trackers) or None, project_dir=folder)
+    if trackers:
+        machine.init_trackers("layerwright")
+    return machine
+
+
+def train(
+    model: nn.Module,
+    stream: Iterable[Batch],
+    plan: Plan,
+    optimizer: torch.optim.Optimizer,
+    *,
+    start: int = 0,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+) -> Iterator[Report]:
+    """Take steps `start` to `plan.steps`, yielding after each; the stream begins at the batch of step `start`.
+
+    model: a batch -> Loss.  It must already be on the accelerator's device.
+
+    Raises:
+        FloatingPointError: the loss or the gradient is not finite; the weights are those before the step.
+        ValueError: the plan does not say how many steps.
+    """
+    if plan.steps is None:
+        raise ValueError("a plan needs a number of steps to train by")
+    machine = accelerator or make_accelerator()
+    wrapped = machine.prepare_model(model)
+    for step, batch in zip(range(start, plan.steps), stream, strict=False):
+        torch.manual_seed(mix(seed, step, machine.process_index))
+        model.train()
+        loss = _backward(wrapped, batch, plan, machine)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+        values = torch.stack([loss.total.detach(), norm, *loss.parts.values()])
+        total, length, *parts = machine.reduce(values, reduction="mean").tolist()
+        if not (math.isfinite(total) and math.isfinite(length)):
+            optimizer.zero_grad()
+            raise FloatingPointError(
+                f"step {step + 1}: loss {total}, gradient norm {length}; the weights are those of step {step}. "
+                f"Seed {seed}; a lower rate, a longer warm-up or float32 may help"
+            )
+        rate = plan.rate_at(step)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group.get("scale", 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        yield Report(step + 1, total, dict(zip(loss.parts, parts, strict=True)), rate, length)
+
+
+def _backward(model: nn.Module, batch: Batch, plan: Plan, machine: Accelerator) -> Loss:
+    """Add up the gradients of a batch, in pieces; return the mean loss."""
+    pieces = batch.to(machine.device).split(plan.accumulate)
+    losses = []
+    for piece in pieces:
+        last = piece is pieces[-1]
+        with nullcontext() if last else machine.no_sync(model):
+            with torch.autocast(machine.device.type, torch.bfloat16, enabled=plan.precision == "bf16"):
+                loss: Loss = model(piece)
+            (loss.total / len(pieces)).backward()
+        losses.append(loss)
+    if len(losses) == 1:
+        return losses[0]
+    mean = {name: torch.stack([loss.parts[name] for loss in losses]).mean() for name in losses[0].parts}
+    return Loss(torch.stack([loss.total.detach() for loss in losses]).mean(), mean)
+
+
+def mix(*numbers: int) -> int:
+    """Return a seed of 63 bits that depends on all numbers."""
+    return int.from_bytes(hashlib.blake2b(repr(numbers).encode(), digest_size=8).digest(), "big") >> 1
