@@ -4,6 +4,8 @@ The names of its weights are a contract: `embed.*`, `layers.<i>.body.*`, `layers
 come first.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -32,10 +34,21 @@ class Backbone(nn.Module):
     ) -> Tensor:
         """Run every layer.  mask: bool [B, L], None where every token is real; documents: integers [B, L]."""
         context = Context(mask, documents, self.dropout if self.training else 0.0)
-        x: Tensor = self.embed(ids, segments)
-        for layer in self.layers:
-            x = layer(x, context)
-        return torch.as_tensor(self.norm(x))
+        return run(self.layers, self.norm, self.embed(ids, segments), context)
+
+
+def run(
+    layers: Iterable[nn.Module], norm: nn.Module, x: Tensor, context: Context, states: list[Tensor] | None = None
+) -> Tensor:
+    """Send x [B, L, D] through layers and the last norm; `states` collects what enters each layer, and the result."""
+    for layer in layers:
+        if states is not None:
+            states.append(x)
+        x = layer(x, context)
+    x = norm(x)
+    if states is not None:
+        states.append(x)
+    return x
 
 
 class Embedding(nn.Module):
@@ -51,7 +64,7 @@ class Embedding(nn.Module):
         self.widen = nn.Linear(arch.embed, arch.width) if arch.embed != arch.width else nn.Identity()
 
     def forward(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
-        """Map ids and segments [B, L] to [B, L, D].
+        """Map ids (or, in their place, token vectors [B, L, embed]) and segments [B, L] to [B, L, D].
 
         Raises:
             ValueError: more tokens in a row than positions.
@@ -59,7 +72,7 @@ class Embedding(nn.Module):
         length, positions = ids.shape[1], self.position.num_embeddings
         if length > positions:
             raise ValueError(f"a row of {length} tokens, and the architecture has {positions} positions")
-        x = self.token(ids) + self.position.weight[:length]
+        x = (ids if ids.is_floating_point() else self.token(ids)) + self.position.weight[:length]
         x = x + (self.segment.weight[0] if segments is None else self.segment(segments))
         return torch.as_tensor(self.widen(self.dropout(self.norm(x))))
 
@@ -86,16 +99,22 @@ def last_norm(arch: Architecture) -> nn.Module:
     return nn.LayerNorm(arch.width, eps=arch.eps) if arch.norm == "pre" else nn.Identity()
 
 
-def initialise(root: nn.Module, deviation: float = 0.02) -> None:
-    """Set matrices to N(0, 0.02), biases to zero and norms to one (Devlin et al. 2019), then what a layer sets itself."""
-    for module in root.modules():
-        if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d):
-            nn.init.normal_(module.weight, std=deviation)
-            if isinstance(module, nn.Linear | nn.Conv1d) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-        if isinstance(module, nn.LayerNorm):
-            module.reset_parameters()
-    for module in root.modules():
-        own = getattr(module, "initialise", None)
-        if callable(own):
-            own()
+def initialise(root: nn.Module) -> None:
+    """Draw the weights of a module and all inside it afresh."""
+    root.apply(set_weights)
+
+
+def set_weights(module: nn.Module) -> None:
+    """Set a module's own weights: matrices to N(0, 0.02), biases to zero, norms to one (Devlin et al. 2019).
+
+    A layer that has a method `initialise` then sets what it wants otherwise; the modules inside it come before it.
+    """
+    if isinstance(module, nn.Linear | nn.Embedding | nn.Conv1d):
+        nn.init.normal_(module.weight, std=0.02)
+        if isinstance(module, nn.Linear | nn.Conv1d) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    if isinstance(module, nn.LayerNorm):
+        module.reset_parameters()
+    own = getattr(module, "initialise", None)
+    if callable(own):
+        own()
