@@ -25,7 +25,7 @@ OPTIONAL = {"datasets", "pyarrow"}
 UNSAFE = {"pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
 FORBIDDEN_FILES = {"utils", "common", "helpers", "base", "core", "misc", "manager", "config", "types"}
 FORBIDDEN_IN_CLASSES = {"Manager", "Handler", "Helper", "Impl", "Base", "Abstract", "New", "V2"}
-FORBIDDEN = {"data", "info", "obj", "manager", "handler", "helper", "impl"}
+FORBIDDEN = {"data", "info", "obj", "manager", "helper", "impl"}
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -85,7 +85,8 @@ def report(wrong: list[str]) -> None:
 
 
 def test_every_file_has_a_rank_and_every_rank_a_file():
-    assert sorted(ranks()) == FILES
+    report([f"{file} has no rank in docs/design.md" for file in FILES if file not in ranks()])
+    report([f"docs/design.md ranks {file}, which does not exist" for file in ranks() if file not in FILES])
 
 
 def test_a_file_imports_only_lower_ranks():
@@ -162,7 +163,7 @@ def test_names_say_what_things_are():
         for node in ast.walk(tree(file)):
             name, forbidden = "", FORBIDDEN
             if isinstance(node, ast.ClassDef):
-                name, forbidden = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", node.name), FORBIDDEN_IN_CLASSES
+                name, forbidden = node.name, FORBIDDEN_IN_CLASSES
             elif isinstance(node, Function):
                 name = node.name
             elif isinstance(node, ast.arg):
@@ -171,7 +172,8 @@ def test_names_say_what_things_are():
                 name = node.id
             elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store):
                 name = node.attr
-            if bad := forbidden & set(name.split("_")):
+            words = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).split("_")
+            if bad := forbidden.intersection(words):
                 wrong.append(f"{file}:{node.lineno} {name}: '{bad.pop()}' says nothing")  # type: ignore[attr-defined]
     report(wrong)
 
