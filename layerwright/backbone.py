@@ -37,9 +37,7 @@ class Backbone(nn.Module):
         return run(self.layers, self.norm, self.embed(ids, segments), context)
 
 
-def run(
-    layers: Iterable[nn.Module], norm: nn.Module, x: Tensor, context: Context, states: list[Tensor] | None = None
-) -> Tensor:
+def run(layers: Iterable[nn.Module], norm: nn.Module, x: Tensor, context: Context, states: list[Tensor] | None = None) -> Tensor:
     """Send x [B, L, D] through layers and the last norm; `states` collects what enters each layer, and the result."""
     for layer in layers:
         if states is not None:
