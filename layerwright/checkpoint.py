@@ -26,9 +26,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.optim import Optimizer
 
-from layerwright.console import warn
-from layerwright.errors import IntegrityError, RunInUse
-from layerwright.settings import differences, sync_folder, write, write_atomically
+from .console import warn
+from .errors import IntegrityError, RunInUse
+from .settings import differences, sync_folder, write, write_atomically
 
 MANIFEST = "manifest.json"
 
@@ -119,6 +119,8 @@ def seal_folder(folder: Path) -> None:
         if path.is_dir():
             sync_folder(path)
         elif path != folder / MANIFEST and not path.name.startswith("."):
+            # As open to others as its folder is; safetensors makes every file private.
+            path.chmod(folder.stat().st_mode & 0o666)
             with open(path, "rb") as file:
                 os.fsync(file.fileno())
             manifest[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": _digest(path)}

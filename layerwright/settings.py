@@ -13,7 +13,7 @@ from typing import Any, TypeVar, get_args
 import tomli_w
 from pydantic import BaseModel, ValidationError
 
-from layerwright.errors import nearest
+from .errors import nearest
 
 M = TypeVar("M", bound=BaseModel)
 
