@@ -1,0 +1,146 @@
+"""Hand over trained weights: a model folder that transformers loads, with its tokenizer, model card and manifest."""
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .architecture import Architecture
+from .checkpoint import seal_folder
+from .cost import flops, layer_flops, layer_parameters, parameters
+from .errors import nearest
+from .models import FACES, LayerwrightConfig, LayerwrightPreTrainedModel
+from .settings import sync_folder
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.txt", "vocab.json", "merges.txt"),
+)
+
+
+def model_of(arch: Architecture, weights: Mapping[str, Tensor], head: str, **config: Any) -> LayerwrightPreTrainedModel:
+    """Return a model that holds a copy of trained weights, ready for evaluation.
+
+    weights: as an objective or a backbone names them; other names, such as a generator's, are left out.  head: one of
+    FACES.  config: fields of the configuration, such as `id2label` or `pad_token_id`.
+
+    Raises:
+        ValueError: an unknown head, or weights that are not of this architecture.
+    """
+    if head not in FACES:
+        raise ValueError(f"no head '{head}'{nearest(head, FACES)}")
+    with torch.random.fork_rng():
+        model: LayerwrightPreTrainedModel = FACES[head].model(LayerwrightConfig(architecture=arch.explicit(), **config))
+    if head == "backbone":
+        weights = {name.removeprefix("backbone."): weight for name, weight in weights.items()}
+    wanted = model.state_dict()
+    try:
+        model.load_state_dict({name: weight for name, weight in weights.items() if name in wanted})
+    except RuntimeError as error:
+        raise ValueError(f"these are not weights of {arch} with head '{head}': {error}") from None
+    model.eval()  # type: ignore[no-untyped-call]
+    return model
+
+
+def save_model(
+    folder: Path,
+    model: LayerwrightPreTrainedModel,
+    *,
+    tokenizer: Path | None = None,
+    card: str = "",
+) -> None:
+    """Write a sealed model folder, replacing an old one; it has its name only once it is whole.
+
+    tokenizer: a folder to copy the tokenizer's files from.  card: text of README.md.
+
+    Raises:
+        FileNotFoundError: the tokenizer's folder holds none.
+    """
+    files = [path for name in TOKENIZER_FILES if tokenizer is not None and (path := tokenizer / name).is_file()]
+    if tokenizer is not None and not files:
+        raise FileNotFoundError(f"{tokenizer} holds no tokenizer (no {TOKENIZER_FILES[0]})")
+    unfinished, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("tmp", "old"))
+    try:
+        for left in (unfinished, replaced):
+            shutil.rmtree(left, ignore_errors=True)
+        unfinished.mkdir(parents=True)
+        model.save_pretrained(unfinished)
+        for path in files:
+            shutil.copyfile(path, unfinished / path.name)
+        if card:
+            (unfinished / "README.md").write_text(card, encoding="utf-8")
+        seal_folder(unfinished)
+        if folder.exists():
+            folder.rename(replaced)
+        unfinished.rename(folder)
+        sync_folder(folder.parent)
+    finally:
+        for left in (unfinished, replaced):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def model_card(
+    model: LayerwrightPreTrainedModel, title: str, *, facts: Mapping[str, object], scores: Mapping[str, object]
+) -> str:
+    """Return the model card in Markdown, with the header that the Hub reads.
+
+    facts: what it was made from and how, such as data, budget and seed.  scores: what came out, by measure.
+    """
+    arch = model.config.arch
+    face = next(face for face in FACES.values() if face.model is type(model))
+    length = min(128, arch.positions)
+    size = sum(parameter.numel() for parameter in model.parameters())
+    lines = [
+        *("---", "library_name: layerwright", f"pipeline_tag: {face.task}", "tags:", "- layerwright", "- encoder", "---", ""),
+        *(f"# {title}", "", f"An encoder of {len(arch)} layers, width {arch.width}, made with Layerwright.", ""),
+        *("```text", str(arch), "```", ""),
+        *("## Load", "", "```python", "import layerwright  # registers the classes with transformers", ""),
+        f"from transformers import {face.auto.__name__}, AutoTokenizer",
+        f'model = {face.auto.__name__}.from_pretrained("path/to/this/folder")',
+        *('tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")', "```", ""),
+        *("## Layers", "", *_layer_table(arch, length), ""),
+        f"Parameters: {parameters(arch):,}, with the head {size:,}. "
+        f"Forward pass of {length} tokens: {flops(arch, length):,} floating-point operations.",
+        "",
+        *("The architecture with every option written out:", "", "```text", arch.explicit(), "```", ""),
+    ]
+    for heading, columns, rows in (("Training", ("", ""), facts), ("Scores", ("measure", "value"), scores)):
+        if rows:
+            lines += [f"## {heading}", "", *_table(columns, rows.items()), ""]
+    return "\n".join(lines)
+
+
+def _layer_table(arch: Architecture, length: int) -> list[str]:
+    """Return a table with a row for each different layer, and one for the embeddings."""
+    places: dict[str, list[int]] = {}
+    for index, layer in enumerate(arch.layers):
+        places.setdefault(layer.short(arch.width), []).append(index)
+    rows = [
+        (f"`{name}`", _ranges(at), f"{layer_parameters(arch, at[0]):,}", f"{layer_flops(arch, at[0], length):,}")
+        for name, at in places.items()
+    ]
+    rest = parameters(arch) - sum(layer_parameters(arch, index) for index in range(len(arch)))
+    rest_flops = flops(arch, length) - sum(layer_flops(arch, index, length) for index in range(len(arch)))
+    columns = ("layer", "at", "parameters each", f"operations each, {length} tokens")
+    return _table(columns, [("embeddings", "", f"{rest:,}", f"{rest_flops:,}"), *rows])
+
+
+def _table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
+    """Return the lines of a Markdown table."""
+    heads = list(columns)
+    cells = [[str(cell).replace("|", r"\|").replace("\n", " ") for cell in row] for row in rows]
+    return [f"| {' | '.join(row)} |" for row in (heads, ["---"] * len(heads), *cells)]
+
+
+def _ranges(numbers: list[int]) -> str:
+    """Return rising numbers with runs written as ranges: 0, 2-5, 9."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
