@@ -39,9 +39,18 @@ def layer_flops(arch: Architecture, index: int, length: int = 128) -> int:
 
 def smallest(space: Space, measure: Measure) -> Architecture:
     """Return the architecture of a space that costs least; exact, because costs of layers add up."""
+    return _extreme(space, measure, 1)
+
+
+def largest(space: Space, measure: Measure) -> Architecture:
+    """Return the architecture of a space that costs most; exact, because costs of layers add up."""
+    return _extreme(space, measure, -1)
+
+
+def _extreme(space: Space, measure: Measure, sign: int) -> Architecture:
     whole = space.largest
-    cost = {run: sum(_share(whole, layer, measure) for layer in run) for slot in space.slots for run in slot}
-    return space.at(tuple(min(range(len(slot)), key=lambda taken: cost[slot[taken]]) for slot in space.slots))
+    price = {run: sign * sum(_share(whole, layer, measure) for layer in run) for slot in space.slots for run in slot}
+    return space.at(tuple(min(range(len(slot)), key=lambda taken: price[slot[taken]]) for slot in space.slots))
 
 
 def _total(arch: Architecture, measure: Measure) -> int:

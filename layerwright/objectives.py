@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .backbone import Backbone
 from .batches import Batch
-from .corpus import Special
+from .vocabulary import Special
 from .models import MaskedHead, ReplacedHead
 from .supernet import Supernet
 

@@ -16,7 +16,7 @@ from fractions import Fraction
 from itertools import islice, pairwise
 from pathlib import Path
 from random import Random
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -27,11 +27,11 @@ from . import cost, presets
 from .architecture import Architecture
 from .backbone import Backbone
 from .batches import Batch, along, batches
-from .checkpoint import Signals, append_line, flatten_optimizer, hold, latest, restore_optimizer, save, sealed
-from .checkpoint import truncate_after
+from .checkpoint import Signals, append_line, flatten_optimizer, hold, latest, restore_optimizer, save, sealed, truncate_after
 from .console import track
 from .corpus import Corpus
 from .errors import DataError, Interrupted
+from .handover import model_card, model_of, save_model
 from .objectives import MaskedLM, ReplacedTokenDetection
 from .settings import write_atomically
 from .space import Space
@@ -122,7 +122,13 @@ class _Run:
         with Signals() as signals, track(label, steps, self.start) as advance:
             began = time.monotonic() - self.seconds
             reports = train(
-                self.objective, stream, self.plan, self.optimizer, start=self.start, seed=self.settings.seed, accelerator=self.machine
+                self.objective,
+                stream,
+                self.plan,
+                self.optimizer,
+                start=self.start,
+                seed=self.settings.seed,
+                accelerator=self.machine,
             )
             for report in reports:
                 self.seconds = time.monotonic() - began
@@ -203,6 +209,60 @@ class _Run:
         self.machine.end_training()
 
 
+def write_model(settings: PretrainSettings, objective: Objective, corpus: Corpus, folder: Path, result: dict[str, Any]) -> None:
+    """Write a trained encoder as a model folder with its tokenizer and card; a generator goes into a folder beside it."""
+    tokenizer = corpus.tokenizer_file.parent
+    facts = {
+        "corpus": f"{settings.corpus.name}, fingerprint {corpus.fingerprint[:16]}",
+        "objective": {"mlm": "masked language modelling", "rtd": "replaced-token detection"}[settings.objective],
+        "budget": f"{result['steps']:,} steps of {settings.batch} x {settings.length} tokens, {result['tokens']:,} in all",
+        "seconds": round(result["seconds"]),
+        "seed": settings.seed,
+        "peak learning rate": settings.plan.rate,
+        "precision": settings.plan.precision,
+    }
+    special = corpus.special
+    config = {
+        "hidden_dropout_prob": settings.dropout,
+        "attention_probs_dropout_prob": settings.dropout,
+        "pad_token_id": special.pad,
+        "cls_token_id": special.cls,
+        "sep_token_id": special.sep,
+    }
+    arch = settings.space().largest
+    model = model_of(arch, objective.state_dict(), settings.objective, **config)
+    save_model(folder, model, tokenizer=tokenizer, card=model_card(model, str(arch), facts=facts, scores=result["score"]))
+    if isinstance(objective, ReplacedTokenDetection):
+        generator = model_of(objective.generator.backbone.arch, objective.generator.state_dict(), "mlm", **config)
+        card = model_card(generator, f"The generator that trained {arch}", facts=facts, scores={})
+        save_model(folder.with_name("generator"), generator, tokenizer=tokenizer, card=card)
+
+
+def outlook(settings: PretrainSettings) -> list[tuple[str, str]]:
+    """Return what a run would do, for people: sizes, length, and the expected time, measured on a few steps.
+
+    Raises:
+        ValueError: what would stop the run, too.
+    """
+    corpus = Corpus.open(settings.corpus)
+    objective, space, plan = make_objective(settings, corpus), settings.space(), settings.plan
+    seconds = seconds_per_step(settings, corpus, objective, make_accelerator(partial=space.size > 1))
+    per_step = settings.batch * settings.length
+    steps = plan.steps or (plan.tokens or 0) // per_step or int((plan.minutes or 0) * 60 / seconds)
+    rows = [("architecture" if space.size == 1 else "supernet of", str(space))]
+    if space.size == 1:
+        arch = space.largest
+        rows += [("layers", str(len(arch))), ("parameters", f"{cost.parameters(arch):,}")]
+        rows.append((f"FLOPs of {settings.length} tokens", f"{cost.flops(arch, settings.length):,}"))
+    if isinstance(objective, ReplacedTokenDetection):
+        rows.append(("generator", str(objective.generator.backbone.arch)))
+    rows.append(("parameters trained", f"{sum(p.numel() for p in objective.parameters()):,}"))
+    rows += [("steps", f"{steps:,}"), ("tokens", f"{steps * per_step:,}")]
+    rows.append(("epochs of the corpus", f"{steps * per_step / len(corpus.tokens('train')):.2f}"))
+    rows.append(("expected time", f"{steps * seconds / 60:,.1f} minutes, at {per_step / seconds:,.0f} tokens a second"))
+    return rows
+
+
 def stream_of(settings: PretrainSettings, corpus: Corpus, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
     """Yield the batches of a run from a step on; those of a supernet name an architecture."""
     stream = batches(corpus, size=settings.batch, length=settings.length, seed=settings.seed, start=start, share=share)
@@ -210,7 +270,9 @@ def stream_of(settings: PretrainSettings, corpus: Corpus, start: int, share: tup
     return stream if space.size == 1 else along(stream, space, settings.seed, start)
 
 
-def seconds_per_step(settings: PretrainSettings, corpus: Corpus, objective: Objective, machine: Accelerator, steps: int = 5) -> float:
+def seconds_per_step(
+    settings: PretrainSettings, corpus: Corpus, objective: Objective, machine: Accelerator, steps: int = 5
+) -> float:
     """Measure a step on a copy of the objective: the median of a few, after two that do not count."""
     copy = deepcopy(objective).to(machine.device)
     plan = settings.plan.model_copy(update={"steps": steps + 2, "minutes": None, "tokens": None})
@@ -237,7 +299,8 @@ def load(out: Path) -> tuple[PretrainSettings, Objective]:
     if checkpoint is None:
         raise FileNotFoundError(f"{out} holds no checkpoint")
     objective.load_state_dict(checkpoint.tensors("model"))
-    return settings, objective.eval()
+    objective.eval()
+    return settings, objective
 
 
 def make_objective(settings: PretrainSettings, corpus: Corpus) -> Objective:
@@ -249,9 +312,13 @@ def make_objective(settings: PretrainSettings, corpus: Corpus) -> Objective:
     space = settings.space()
     arch = space.largest
     if arch.vocab < corpus.vocab:
-        raise DataError(f"the corpus has {corpus.vocab:,} word pieces and the architecture vocab={arch.vocab}: write vocab={corpus.vocab}")
+        raise DataError(
+            f"the corpus has {corpus.vocab:,} word pieces and the architecture vocab={arch.vocab}: write vocab={corpus.vocab}"
+        )
     if arch.positions < settings.length:
-        raise ValueError(f"rows of {settings.length} tokens need positions={settings.length}; the architecture has {arch.positions}")
+        raise ValueError(
+            f"rows of {settings.length} tokens need positions={settings.length}; the architecture has {arch.positions}"
+        )
     torch.manual_seed(mix(settings.seed, -1))
     net = Backbone(arch, settings.dropout) if space.size == 1 else Supernet(space, settings.dropout)
     if settings.objective == "mlm":
@@ -280,7 +347,9 @@ def held_out(corpus: Corpus, settings: PretrainSettings, rows: int | None = None
 
 
 @torch.no_grad()
-def score(objective: Objective, held: Sequence[Batch], arch: Architecture | None = None, precision: str = "float32") -> dict[str, float]:
+def score(
+    objective: Objective, held: Sequence[Batch], arch: Architecture | None = None, precision: str = "float32"
+) -> dict[str, float]:
     """Return the mean loss and parts over held-out batches, in evaluation; the same numbers every time.
 
     accuracy: of the masked tokens, or of telling replaced tokens.

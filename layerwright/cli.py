@@ -1,0 +1,281 @@
+"""The command line: each command reads settings, calls one function, and prints what it left.
+
+Mistakes end in one message and an exit code (`layerwright.errors`), never in a traceback; a traceback is a bug of ours.
+"""
+
+import importlib
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from . import cost, demo, presets, report, search
+from .console import say, table, warn
+from .corpus import CorpusSettings, build
+from .errors import IntegrityError, Interrupted, RunInUse, exit_code
+from .grammar import fold
+from .pretrain import PretrainSettings, pretrain
+from .pretrain import outlook as pretrain_outlook
+from .search import SearchSettings
+from .settings import read
+from .space import Space
+from .tasks import finetune as finetuning
+
+app = typer.Typer(
+    name="layerwright",
+    help="Design, search, pre-train and fine-tune text encoders whose backbone is any sequence of typed layers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+corpus_app = typer.Typer(help="Turn text into a packed corpus with its tokenizer.", no_args_is_help=True)
+app.add_typer(corpus_app, name="corpus")
+
+Assign = Annotated[
+    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change any setting: --set plan.clip=0.5. Repeatable.")
+]
+File = Annotated[
+    Path | None, typer.Option("--settings", metavar="FILE", help="Read settings from a TOML file; options win over it.")
+]
+Out = Annotated[
+    Path, typer.Option("--out", metavar="DIR", help="The folder to write. The same command again goes on from what it holds.")
+]
+Imports = Annotated[
+    list[str] | None,
+    typer.Option("--import", metavar="MODULE", help="Import a module that declares layer kinds first. Repeatable."),
+]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
+
+
+def main() -> None:
+    """Run the command line and end the process with the exit code of what went wrong, if anything did."""
+    try:
+        sys.exit(typer.main.get_command(app)(standalone_mode=False))
+    except typer.TyperException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        warn("interrupted")
+        sys.exit(130)
+    except (ValueError, OSError, FloatingPointError, IntegrityError, Interrupted, RunInUse) as error:
+        if os.environ.get("LAYERWRIGHT_TRACEBACK"):
+            traceback.print_exc()
+        warn(str(error) if isinstance(error, Interrupted) else f"error: {error}")
+        sys.exit(exit_code(error))
+
+
+@app.command()
+def show(
+    text: Annotated[str, typer.Argument(help="An architecture, a space, or the name of a preset.")],
+    length: Annotated[int, typer.Option(min=1, help="Tokens of the sequence that FLOPs are counted for.")] = 128,
+    imports: Imports = None,
+) -> None:
+    """Print the layers, parameters and FLOPs of an architecture, or the size of a space."""
+    _import(imports)
+    space = presets.space(text)
+    if space.size > 1:
+        _show_space(space, length)
+        return
+    arch = space.largest
+    say(f"{arch}\n\n{arch.explicit()}\n")
+    rows: list[list[object]] = []
+    whole, flops = cost.parameters(arch), cost.flops(arch, length)
+    layers = [(layer, cost.layer_parameters(arch, i), cost.layer_flops(arch, i, length)) for i, layer in enumerate(arch.layers)]
+    within, spent = sum(one[1] for one in layers), sum(one[2] for one in layers)
+    rows.append(["", "embeddings" + (" and last norm" if arch.norm == "pre" else ""), whole - within, _giga(flops - spent)])
+    rows += [[i, str(layer), size, _giga(flop)] for i, (layer, size, flop) in enumerate(layers)]
+    rows.append(["", "total", whole, _giga(flops)])
+    table(f"{len(arch)} layers, {whole / 1e6:.2f} M parameters", ["layer", "what", "parameters", f"GFLOPs at {length}"], rows)
+    kinds: dict[str, list[int]] = {}
+    for layer, size, _ in layers:
+        kinds.setdefault(layer.kind, []).append(size)
+    shares = [[kind, len(sizes), sum(sizes), f"{sum(sizes) / whole:.1%}"] for kind, sizes in kinds.items()]
+    shares.append(["embeddings", None, whole - within, f"{(whole - within) / whole:.1%}"])
+    table("Where the parameters are", ["kind", "layers", "parameters", "share"], shares)
+
+
+def _show_space(space: Space, length: int) -> None:
+    say(f"{space}\n\n{space.explicit()}\n")
+    smallest, largest = cost.smallest(space, cost.parameters), cost.largest(space, cost.parameters)
+    rows = [
+        [name, str(arch), cost.parameters(arch), _giga(cost.flops(arch, length))]
+        for name, arch in (("smallest", smallest), ("largest", largest))
+    ]
+    table(f"A space of {space.size:,} architectures", ["", "architecture", "parameters", f"GFLOPs at {length}"], rows)
+    alternatives = [
+        [i, len(slot), "  |  ".join(fold([str(layer) for layer in run]) or "nothing" for run in slot)]
+        for i, slot in enumerate(space.slots)
+    ]
+    table("Its slots", ["slot", "alternatives", "which"], alternatives)
+
+
+@corpus_app.command("build")
+def corpus_build(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="PATHS...",
+            help="Text: .txt, .jsonl (a field text), both also .gz, .parquet, folders of these, hf:NAME for a Hugging Face "
+            "data set, or the word python for the documentation that Python carries.",
+        ),
+    ],
+    out: Out,
+    vocab: Annotated[int | None, typer.Option(help="Word pieces of the tokenizer to train.")] = None,
+    model: Annotated[str | None, typer.Option(help="Sort of tokenizer to train: wordpiece or bpe.")] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Use this vocab.txt or tokenizer.json instead of training one.")] = None,
+    settings: File = None,
+    assign: Assign = None,
+) -> None:
+    """Train a tokenizer on text, or take one, and pack the text into token files.
+
+    A paragraph a line, a blank line between documents. The same call again does nothing; a changed one is refused.
+    """
+    chosen = read(CorpusSettings, settings, assign or (), vocab=vocab, model=model, tokenizer=tokenizer)
+    built = build(sources, out, chosen)
+    rows = [[split, len(built.starts(split)) - 1, len(built.tokens(split))] for split in ("train", "validation")]
+    table(f"{out}: {built.vocab:,} word pieces", ["split", "documents", "tokens"], rows)
+
+
+@app.command("pretrain")
+def pretrain_command(
+    out: Out,
+    arch: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="An architecture or a preset; a space trains its supernet.")
+    ] = None,
+    corpus: Annotated[Path | None, typer.Option(metavar="DIR", help="What layerwright corpus build made.")] = None,
+    objective: Annotated[
+        str | None, typer.Option(help="rtd (replaced-token detection) or mlm (masked language modelling).")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Budget in steps,")] = None,
+    tokens: Annotated[int | None, typer.Option(help="or in tokens,")] = None,
+    minutes: Annotated[float | None, typer.Option(help="or in minutes on this machine.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Rows a step, over all processes.")] = None,
+    length: Annotated[int | None, typer.Option(help="Tokens a row.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    precision: Annotated[str | None, typer.Option(help="float32 or bf16.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and chance.")] = None,
+    settings: File = None,
+    assign: Assign = None,
+    dry_run: DryRun = False,
+    imports: Imports = None,
+) -> None:
+    """Pre-train an encoder on a corpus, into a model folder that transformers loads.
+
+    Kill it whenever you like: the same command goes on where it was. Run it under torchrun for several processes.
+    """
+    _import(imports)
+    plan = _given(steps=steps, tokens=tokens, minutes=minutes, rate=rate, precision=precision)
+    chosen = read(
+        PretrainSettings,
+        settings,
+        assign or (),
+        arch=arch,
+        corpus=corpus,
+        objective=objective,
+        batch=batch,
+        length=length,
+        seed=seed,
+        plan=plan or None,
+    )
+    if dry_run:
+        table("A dry run: nothing is written", ["what", "how much"], pretrain_outlook(chosen))
+        return
+    pretrain(chosen, out)
+    page = report.write(out)
+    say(f"run     {out}\nreport  {page}" + (f"\nmodel   {out / 'model'}" if (out / "model").exists() else ""))
+
+
+@app.command("search")
+def search_command(
+    out: Out,
+    space: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="A space, such as '256 embed=128: 24x{conv|attn|ffn}'.")
+    ] = None,
+    corpus: Annotated[Path | None, typer.Option(metavar="DIR", help="What layerwright corpus build made.")] = None,
+    strategy: Annotated[str | None, typer.Option(help="evolution, aging, random, or optuna:SAMPLER.")] = None,
+    trials: Annotated[int | None, typer.Option(help="Candidates to score with the supernet.")] = None,
+    top: Annotated[int | None, typer.Option(help="Best candidates to train from scratch.")] = None,
+    parameters: Annotated[int | None, typer.Option(help="Limit on parameters, embeddings included.")] = None,
+    flops: Annotated[int | None, typer.Option(help="Limit on FLOPs of one sequence.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything.")] = None,
+    settings: File = None,
+    assign: Assign = None,
+    dry_run: DryRun = False,
+    imports: Imports = None,
+) -> None:
+    """Find a better sequence of layers: train a supernet, search it, train the best and the baselines from scratch."""
+    _import(imports)
+    limits = _given(parameters=parameters, flops=flops)
+    chosen = read(
+        SearchSettings,
+        settings,
+        assign or (),
+        space=space,
+        corpus=corpus,
+        strategy={"name": strategy} if strategy else None,
+        trials=trials,
+        top=top,
+        limits=limits or None,
+        seed=seed,
+    )
+    if dry_run:
+        table("A dry run: nothing is written", ["what", "how much"], search.outlook(chosen))
+        return
+    search.search(chosen, out)
+    say(f"run     {out}\nreport  {report.write(out)}\nmodel   {out / 'model'}")
+
+
+@app.command("finetune")
+def finetune_command(
+    model: Annotated[Path, typer.Argument(help="A model folder that pretrain or search left.")],
+    out: Out,
+    train: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="TSV or JSONL with sentence1, sentence2 (or not) and label.")
+    ] = None,
+    valid: Annotated[Path | None, typer.Option(metavar="FILE", help="The same, to score on.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the training rows.")] = None,
+    rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    settings: File = None,
+    assign: Assign = None,
+    imports: Imports = None,
+) -> None:
+    """Fine-tune on labelled sentences or pairs, over several seeds, and report the median and spread of the metrics."""
+    _import(imports)
+    chosen = read(finetuning.FinetuneSettings, settings, assign or (), train=train, valid=valid, epochs=epochs, rate=rate)
+    finetuning.finetune(model, out, chosen)
+    say(f"run     {out}\nmodel   {out / 'model'}")
+
+
+@app.command("report")
+def report_command(run: Annotated[Path, typer.Argument(help="The folder of a pre-training or a search.")]) -> None:
+    """Draw the page of a run again."""
+    say(str(report.write(run)))
+
+
+@app.command("demo")
+def demo_command(
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")] = Path("runs/demo"),
+) -> None:
+    """Do the main job in a few minutes: from the documentation that Python carries to a searched, fine-tuned encoder."""
+    demo.demo(out)
+
+
+def _import(modules: list[str] | None) -> None:
+    sys.path.insert(0, os.getcwd())
+    for module in modules or ():
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise ValueError(f"cannot import {module}: {error}") from None
+
+
+def _given(**values: Any) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _giga(flops: int) -> float:
+    return round(flops / 1e9, 4)
