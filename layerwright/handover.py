@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from .architecture import Architecture
@@ -24,7 +25,7 @@ TOKENIZER_FILES = (
 def model_of(arch: Architecture, weights: Mapping[str, Tensor], head: str, **config: Any) -> LayerwrightPreTrainedModel:
     """Return a model that holds a copy of trained weights, ready for evaluation.
 
-    weights: as an objective or a backbone names them; other names, such as a generator's, are left out.  head: one of
+    weights: as an objective or a backbone names them; what is neither backbone nor head is left out.  head: one of
     FACES.  config: fields of the configuration, such as `id2label` or `pad_token_id`.
 
     Raises:
@@ -32,40 +33,40 @@ def model_of(arch: Architecture, weights: Mapping[str, Tensor], head: str, **con
     """
     if head not in FACES:
         raise ValueError(f"no head '{head}'{nearest(head, FACES)}")
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         model: LayerwrightPreTrainedModel = FACES[head].model(LayerwrightConfig(architecture=arch.explicit(), **config))
+    own: tuple[str, ...] = ("backbone.", "head.")
     if head == "backbone":
+        own = ("embed.", "layers.", "norm.")
         weights = {name.removeprefix("backbone."): weight for name, weight in weights.items()}
-    wanted = model.state_dict()
-    try:
-        model.load_state_dict({name: weight for name, weight in weights.items() if name in wanted})
-    except RuntimeError as error:
-        raise ValueError(f"these are not weights of {arch} with head '{head}': {error}") from None
+    wanted, given = model.state_dict(), {name: weight for name, weight in weights.items() if name.startswith(own)}
+    wrong = wanted.keys() ^ given.keys() or {name for name in wanted if wanted[name].shape != given[name].shape}
+    if wrong:
+        named = f"{min(wrong)} is missing, of another shape, or too many ({len(wrong)} such)"
+        raise ValueError(f"these are not weights of {arch} with head '{head}': {named}")
+    model.load_state_dict(given)
     model.eval()  # type: ignore[no-untyped-call]
     return model
 
 
-def save_model(
-    folder: Path,
-    model: LayerwrightPreTrainedModel,
-    *,
-    tokenizer: Path | None = None,
-    card: str = "",
-) -> None:
+def save_model(folder: Path, model: LayerwrightPreTrainedModel, *, tokenizer: Path | None = None, card: str = "") -> None:
     """Write a sealed model folder, replacing an old one; it has its name only once it is whole.
 
     tokenizer: a folder to copy the tokenizer's files from.  card: text of README.md.
 
     Raises:
         FileNotFoundError: the tokenizer's folder holds none.
+        FileExistsError: something else than a model folder has this name.
+        OSError: it cannot be written; an old one stays.
     """
     files = [path for name in TOKENIZER_FILES if tokenizer is not None and (path := tokenizer / name).is_file()]
     if tokenizer is not None and not files:
         raise FileNotFoundError(f"{tokenizer} holds no tokenizer (no {TOKENIZER_FILES[0]})")
+    if folder.exists() and not (folder / "config.json").is_file():
+        raise FileExistsError(f"{folder} exists and is not a model folder")
     unfinished, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("tmp", "old"))
+    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        for left in (unfinished, replaced):
-            shutil.rmtree(left, ignore_errors=True)
         unfinished.mkdir(parents=True)
         model.save_pretrained(unfinished)
         for path in files:
@@ -73,13 +74,17 @@ def save_model(
         if card:
             (unfinished / "README.md").write_text(card, encoding="utf-8")
         seal_folder(unfinished)
-        if folder.exists():
-            folder.rename(replaced)
-        unfinished.rename(folder)
-        sync_folder(folder.parent)
-    finally:
-        for left in (unfinished, replaced):
-            shutil.rmtree(left, ignore_errors=True)
+    except BaseException as error:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        if isinstance(error, SafetensorError):  # what safetensors makes of a full disk
+            raise OSError(f"cannot write {folder}: {error}") from error
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    unfinished.rename(folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
 
 
 def model_card(
