@@ -21,7 +21,7 @@ from dataclasses import dataclass, fields, replace
 from . import grammar
 from .errors import nearest
 from .grammar import TextError, Word, fold, spell, spell_layer
-from .registry import KINDS, OptionError, Value, complete, usual
+from .registry import KINDS, LARGEST, OptionError, Value, complete, usual
 
 
 @dataclass(frozen=True)
@@ -96,8 +96,8 @@ class Architecture:
         object.__setattr__(self, "embed", self.embed or self.width)
         for name in ("width", "embed", "vocab", "positions", "segments"):
             value = getattr(self, name)
-            if type(value) is not int or value < 1:
-                raise OptionError(f"{name}={value}: must be an integer of at least 1", name)
+            if type(value) is not int or not 1 <= value <= LARGEST:
+                raise OptionError(f"{name}={value}: must be an integer from 1 to {LARGEST:,}", name)
         if self.norm not in ("post", "pre"):
             raise OptionError(f"norm={self.norm}: must be 'post' or 'pre'", "norm")
         if type(self.eps) not in (int, float) or not 0 < self.eps < 1:
@@ -105,7 +105,7 @@ class Architecture:
         object.__setattr__(self, "eps", float(self.eps))
         object.__setattr__(self, "layers", tuple(layer.at(self.width) for layer in self.layers))
         if not self.layers:
-            raise ValueError("an architecture needs at least one layer")
+            raise OptionError("an architecture needs at least one layer")
 
     @classmethod
     def parse(cls, text: str) -> Architecture:
@@ -115,8 +115,10 @@ class Architecture:
             TextError: not well formed, an unknown name or value, or a choice left open; a caret shows the place.
         """
         parsed = grammar.parse(text)
-        if any(len(slot) != 1 for slot in parsed.slots):
-            raise ValueError("this text leaves choices open: it is a space, and one architecture is wanted")
+        for slot in parsed.slots:
+            if len(slot) != 1:
+                place = next((word.place for run in slot for word in run), 0)
+                raise TextError("this leaves a choice open: a space, where one architecture is wanted", text, place)
         settings = read_settings(text, parsed)
         layers = [read_layer(text, word, int(settings["width"])) for slot in parsed.slots for word in slot[0]]
         return build(text, parsed, layers)
@@ -168,8 +170,9 @@ def read_settings(text: str, parsed: grammar.Parsed) -> dict[str, Value]:
     for key in parsed.settings:
         if key not in SETTINGS:
             raise TextError(f"no setting '{key}'{nearest(key, SETTINGS)}", text, parsed.places[key])
-    if type(parsed.settings["width"]) is not int or parsed.settings["width"] < 1:
-        raise TextError("the width must be an integer of at least 1", text, parsed.places["width"])
+    width = parsed.settings["width"]
+    if type(width) is not int or not 1 <= width <= LARGEST:
+        raise TextError(f"the width must be an integer from 1 to {LARGEST:,}", text, parsed.places["width"])
     return parsed.settings
 
 
@@ -196,4 +199,3 @@ def build(text: str, parsed: grammar.Parsed, layers: Iterable[Layer]) -> Archite
         return Architecture(**parsed.settings, layers=tuple(layers))  # type: ignore[arg-type]
     except OptionError as error:
         raise TextError(str(error), text, parsed.places.get(error.key or "width", 0)) from None
-

@@ -3,6 +3,7 @@
 Costs of layers add up, so each is measured once and a million candidates are priced by sums.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -56,7 +57,7 @@ def _extreme(space: Space, measure: Measure, sign: int) -> Architecture:
 def _total(arch: Architecture, measure: Measure) -> int:
     """Sum a measure over the embeddings and the layers."""
     once = measure(arch.with_layers(arch.layers[:1]))
-    return once + sum(_share(arch, layer, measure) for layer in arch.layers[1:])
+    return once + sum(count * _share(arch, layer, measure) for layer, count in Counter(arch.layers[1:]).items())
 
 
 def _share(arch: Architecture, layer: Layer, measure: Measure) -> int:

@@ -15,15 +15,17 @@ slot has a single alternative.  Reading goes through `parse`, writing through `f
 import re
 from collections.abc import Iterable, Sequence
 from itertools import product
+from math import prod
 from typing import NamedTuple
 
 from .registry import Value
 
-MOST = 10_000  # layers of one text, alternatives of one slot: beyond it lies a slip of the keyboard
+# Beyond these lies a slip of the keyboard: layers of a text, repeats and choices multiplied out; brackets in brackets; digits.
+MOST, DEEPEST, LONGEST = 100_000, 30, 40
 
 _TOKEN = re.compile(
-    r"\s*(?:(?P<repeat>\d+x)(?=[\s({a-z])|(?P<number>-?\d+(?:\.\d+)?(?:e[+-]?\d+)?)(?![a-z0-9_])"
-    r"|(?P<name>[a-z][a-z0-9_]*)|'(?P<quoted>[^']*)'|(?P<mark>[:=()\[\]{}|,]))"
+    r"\s*(?:(?P<repeat>[0-9]+x)(?=[\s({A-Za-z])|(?P<number>-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)(?![A-Za-z0-9_])"
+    r"|(?P<name>[A-Za-z][A-Za-z0-9_]*)|'(?P<quoted>[^'\n]*)'|(?P<mark>[:=()\[\]{}|,]))"
 )
 _PLAIN = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -114,6 +116,11 @@ def _repeats(words: Sequence[str], at: int, size: int) -> int:
     return times
 
 
+def _words(slots: Iterable[Slot]) -> int:
+    """Count the layers of all alternatives; an empty one counts as well."""
+    return sum(len(run) or 1 for slot in slots for run in slot)
+
+
 class _Token(NamedTuple):
     sort: str
     word: str
@@ -129,23 +136,37 @@ class _Reader:
         self.at = 0
 
     def split(self) -> Iterable[_Token]:
-        place, end = 0, len(self.text.rstrip())
+        place, end, depth = 0, len(self.text.rstrip()), 0
         while place < end:
             found = _TOKEN.match(self.text, place)
             if not found or found.lastgroup is None:
-                rest = self.text[place:]
-                raise TextError("unexpected character", self.text, place + len(rest) - len(rest.lstrip()))
-            yield _Token(found.lastgroup, found[found.lastgroup], found.start(found.lastgroup))
+                raise self.stray(place)
+            token = _Token(found.lastgroup, found[found.lastgroup], found.start(found.lastgroup))
+            if token.sort == "mark":
+                depth += (token.word in "({") - (token.word in ")}")
+            if depth > DEEPEST:
+                raise TextError(f"brackets more than {DEEPEST} deep", self.text, token.place)
+            if token.sort in ("repeat", "number") and len(token.word) > LONGEST:
+                raise TextError("a number of too many digits", self.text, token.place)
+            yield token
             place = found.end()
 
+    def stray(self, place: int) -> TextError:
+        """Return the error for what is no token."""
+        rest = self.text[place:].lstrip()
+        shown = re.split(r"\W", rest, maxsplit=1)[0][:20] or rest[0]
+        fault = "a quote that does not close" if rest[0] == "'" else f"unexpected '{shown}'"
+        return TextError(fault, self.text, len(self.text) - len(rest))
+
     def peek(self) -> _Token:
-        return self.tokens[self.at] if self.at < len(self.tokens) else _Token("end", "end of text", len(self.text.rstrip()))
+        return self.tokens[self.at] if self.at < len(self.tokens) else _Token("end", "", len(self.text.rstrip()))
 
     def take(self, *wanted: str, what: str | None = None) -> _Token:
         token = self.peek()
         if token.sort not in wanted and not (token.sort == "mark" and token.word in wanted):
             expected = what or " or ".join(f"'{w}'" for w in wanted)
-            raise TextError(f"expected {expected}, found '{token.word}'", self.text, token.place)
+            found = "the end of the text" if token.sort == "end" else f"'{token.word}'"
+            raise TextError(f"expected {expected}, found {found}", self.text, token.place)
         self.at += 1
         return token
 
@@ -160,8 +181,8 @@ class _Reader:
             places["width"] = self.peek().place
             settings["width"] = self.value()
             while not self.next_is(":"):
-                key = self.take("name", what="a setting or ':'")
-                self.take("=")
+                key = self.take("name", what="a setting, or ':' before the layers")
+                self.take("=", what="'=' (a setting, such as embed=128; the layers come after ':')")
                 if key.word in settings:
                     raise TextError(f"'{key.word}' is set twice", self.text, key.place)
                 settings[key.word], places[key.word] = self.value(), key.place
@@ -176,15 +197,22 @@ class _Reader:
     def items(self) -> list[Slot]:
         """Read items up to a closing mark or the end."""
         slots: list[Slot] = []
+        total = 0
         while self.peek().sort in ("repeat", "name") or self.next_is("(", "{"):
             place, times = self.peek().place, 1
             if self.peek().sort == "repeat":
                 times = int(self.take("repeat").word[:-1])
             item = self.item()
-            if times < 1 or len(slots) + times * len(item) > MOST:
-                raise TextError(f"between 1 and {MOST:,} layers can be repeated", self.text, place)
+            if times < 1:
+                raise TextError("a repeat is at least 1x", self.text, place)
+            total += times * _words(item)
+            self.limit(total, place)
             slots += item * times
         return slots
+
+    def limit(self, total: int, place: int) -> None:
+        if total > MOST:
+            raise TextError(f"more than {MOST:,} layers, with every repeat and choice written out", self.text, place)
 
     def item(self) -> list[Slot]:
         if self.next_is("("):
@@ -199,13 +227,12 @@ class _Reader:
     def choice(self) -> Slot:
         place = self.take("{").place
         alternatives: Slot = []
+        total = 0
         while True:
             slots = self.items()
-            count = len(alternatives)
-            for slot in slots:
-                count = min(MOST + 1, max(1, count) * len(slot))
-            if count > MOST:
-                raise TextError(f"more than {MOST:,} alternatives in one slot", self.text, place)
+            paths = prod(len(slot) for slot in slots)
+            total += max(paths, sum(_words([slot]) * (paths // len(slot)) for slot in slots))
+            self.limit(total, place)
             alternatives += [[word for run in runs for word in run] for runs in product(*slots)]
             if self.take("|", "}", what="a layer, '|' or '}'").word == "}":
                 return alternatives
@@ -227,6 +254,7 @@ class _Reader:
                     options[key.word].append(self.value())
                 if self.take(",", "]").word == "]":
                     break
+        self.limit(prod(len(values) for values in options.values()), name.place)
         settled = product(*options.values())
         return [[Word(name.word, tuple(zip(options, values, strict=True)), name.place, places)] for values in settled]
 

@@ -5,10 +5,13 @@ option names, their types and their defaults.  A default may be a function of th
 """
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 from .errors import nearest
+
+LARGEST = 100_000_000  # of any number in a text: beyond it lies a slip of the keyboard
 
 Value = int | float | str
 Default = Value | Callable[[int], Value]
@@ -39,12 +42,19 @@ def layer(name: str, **defaults: Default) -> Callable[[Module], Module]:
     """Register a module class as the layer kind `name`, with these options and defaults.
 
     The class takes exactly `(width, <options>)` and obeys the layer contract (`layerwright.layers`).  A static
-    method `check(width, <options>)` of the class, if there is one, raises ValueError for values that do not fit.
+    method `check(width, <options>)` of the class, if there is one, raises ValueError for values that do not fit (an
+    OptionError names the option to blame).
 
     Raises:
-        TypeError: the constructor's parameters differ from the declared options.
+        TypeError: the constructor's parameters differ from the declared options, or no text can spell the name or a default.
         ValueError: the name is taken.
     """
+    for word in (name, *defaults):
+        if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", word):
+            raise TypeError(f"'{word}' is not a word that a text can hold")
+    for key, base in defaults.items():
+        if not callable(base) and type(base) not in _SORTS:
+            raise TypeError(f"{name}[{key}]: a default is an int, a float, a str, or a function of the width; {base!r} is none")
 
     def register(module: Module) -> Module:
         takes = list(inspect.signature(module).parameters)
@@ -75,31 +85,31 @@ def complete(name: str, width: int, given: Mapping[str, Value]) -> dict[str, Val
     Raises:
         OptionError: unknown kind or option (with the nearest known name), or a value that does not fit.
     """
-    options = usual(name, width)
-    for key, value in given.items():
-        if key not in options:
-            raise OptionError(f"layer kind '{name}' has no option '{key}'{nearest(key, options)}", key)
-        options[key] = _fitting(name, key, value, options[key])
+    base = usual(name, width)
+    for key in given:
+        if key not in base:
+            raise OptionError(f"layer kind '{name}' has no option '{key}'{nearest(key, base)}", key)
+    options = {key: _fitting(name, key, given.get(key, base[key]), base[key]) for key in base}
     check = KINDS[name].check
     if check is not None:
         try:
             check(width, **options)
-        except OptionError:
-            raise
         except ValueError as error:
-            raise OptionError(f"{name}: {error}") from None
+            raise OptionError(f"{name}: {error}", getattr(error, "key", None)) from None
     return options
 
 
 def _fitting(name: str, key: str, value: Value, base: Value) -> Value:
     """Return a value as the type of its default; counts are at least 1."""
-    if isinstance(base, float) and isinstance(value, int):
-        return float(value)
-    if type(value) is not type(base):
+    if type(value) is not type(base) and not (type(base) is float and type(value) is int):
         raise OptionError(f"{name}[{key}={value}]: expected {_SORTS[type(base)]}", key)
-    if isinstance(value, int) and value < 1:
+    if isinstance(value, str):
+        return value
+    if type(base) is int and value < 1:
         raise OptionError(f"{name}[{key}={value}]: must be at least 1", key)
-    return value
+    if not -LARGEST <= value <= LARGEST:
+        raise OptionError(f"{name}[{key}={value}]: must be at most {LARGEST:,}", key)
+    return type(base)(value)
 
 
 _SORTS: dict[type, str] = {int: "an integer", float: "a number", str: "a word"}

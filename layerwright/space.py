@@ -82,7 +82,7 @@ class Space:
         return Architecture(**dict(self.settings), layers=tuple(layer for run in runs for layer in run))  # type: ignore[arg-type]
 
     def path(self, arch: Architecture) -> Path:
-        """Return the first path that spells an architecture.
+        """Return a path that spells an architecture, of several always the same.
 
         Raises:
             ValueError: the architecture is not in this space, and why.
@@ -90,24 +90,23 @@ class Space:
         for name, value in self.settings:
             if getattr(arch, name) != value:
                 raise ValueError(f"not in this space: {name} is {getattr(arch, name)}, and the space has {value}")
-        found = self._walk(arch.layers, 0, 0, set())
-        if found is None:
+        layers, steps, begins = arch.layers, [], [0]
+        for slot in self.slots:
+            step: dict[int, tuple[int, int]] = {}  # where this slot may end: the alternative taken, and where it began
+            for begin in begins:
+                for taken, run in enumerate(slot):
+                    end = begin + len(run)
+                    if end not in step and layers[begin:end] == run:
+                        step[end] = taken, begin
+            steps.append(step)
+            begins = list(step)
+        if len(layers) not in begins:
             raise ValueError(f"not in this space: {arch}\n    the space is {self}")
-        return found
-
-    def _walk(self, layers: Run, slot: int, place: int, dead: set[tuple[int, int]]) -> Path | None:
-        """Match the layers from a place on against the slots from one on, remembering what failed."""
-        if slot == len(self.slots):
-            return () if place == len(layers) else None
-        if (slot, place) in dead:
-            return None
-        for taken, run in enumerate(self.slots[slot]):
-            if layers[place : place + len(run)] == run:
-                rest = self._walk(layers, slot + 1, place + len(run), dead)
-                if rest is not None:
-                    return (taken, *rest)
-        dead.add((slot, place))
-        return None
+        path, place = [], len(layers)
+        for step in reversed(steps):
+            taken, place = step[place]
+            path.append(taken)
+        return tuple(reversed(path))
 
     def __contains__(self, arch: Architecture) -> bool:
         try:

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..registry import layer
+from ..registry import OptionError, layer
 from .context import Context
 
 
@@ -37,8 +37,8 @@ def divide(width: int, heads: int) -> None:
         ValueError: with the nearest numbers of heads that do.
     """
     if width % heads:
-        fitting = sorted((h for h in range(1, width + 1) if width % h == 0), key=lambda h: abs(h - heads))[:2]
-        raise ValueError(f"{heads} heads do not divide the width {width}; {fitting[0]} or {fitting[1]} would")
+        fitting = sorted((h for h in range(1, min(width, 4096) + 1) if width % h == 0), key=lambda h: abs(h - heads))[:2]
+        raise OptionError(f"{heads} heads do not divide the width {width}; {' or '.join(map(str, fitting))} would", "heads")
 
 
 def split(x: Tensor, heads: int) -> Tensor:
@@ -48,4 +48,4 @@ def split(x: Tensor, heads: int) -> Tensor:
 
 def merge(x: Tensor) -> Tensor:
     """[B, H, L, E] -> [B, L, H*E]."""
-    return x.transpose(1, 2).flatten(-2)
+    return torch.flatten(x.transpose(1, 2), -2)

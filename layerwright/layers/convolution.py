@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..registry import layer
+from ..registry import OptionError, layer
 from .attention import divide
 from .context import Context
 
@@ -56,7 +56,7 @@ def centred(kernel: int) -> None:
         ValueError: an even kernel, with the nearest odd ones.
     """
     if kernel % 2 == 0:
-        raise ValueError(f"kernel {kernel} is even and has no centre; {kernel - 1} or {kernel + 1} would do")
+        raise OptionError(f"kernel {kernel} is even and has no centre; {kernel - 1} or {kernel + 1} would do", "kernel")
 
 
 def depthwise(x: Tensor, weight: Tensor, context: Context) -> Tensor:
@@ -89,4 +89,4 @@ def convolve(x: Tensor, logits: Tensor, context: Context) -> Tensor:
     mixed = weights[..., 0:1] * padded[:, 0:length]
     for tap in range(1, kernel):
         mixed = mixed + weights[..., tap : tap + 1] * padded[:, tap : tap + length]
-    return mixed.flatten(-2)
+    return torch.flatten(mixed, -2)

@@ -1,14 +1,16 @@
 """Position-wise feed-forward layers (Vaswani et al. 2017, equation 2)."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import nearest
-from ..registry import layer
+from ..registry import OptionError, layer
 from .context import Context
 
-ACTIVATIONS = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
 @layer("ffn", inner=lambda width: 4 * width, act="gelu")
@@ -24,7 +26,7 @@ class FeedForward(nn.Module):
     def check(width: int, inner: int, act: str) -> None:
         """Raise ValueError for an unknown activation."""
         if act not in ACTIVATIONS:
-            raise ValueError(f"no activation '{act}'{nearest(act, ACTIVATIONS)}")
+            raise OptionError(f"no activation '{act}'{nearest(act, ACTIVATIONS)}", "act")
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map [B, L, D] to [B, L, D]."""
