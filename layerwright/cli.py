@@ -17,12 +17,11 @@ from .console import say, table, warn
 from .corpus import CorpusSettings, build
 from .errors import IntegrityError, Interrupted, RunInUse, exit_code
 from .grammar import fold
-from .pretrain import PretrainSettings, pretrain
-from .pretrain import outlook as pretrain_outlook
+from .pretrain import PretrainSettings, outlook, pretrain
 from .search import SearchSettings
 from .settings import read
 from .space import Space
-from .tasks import finetune as finetuning
+from .tasks.finetune import FinetuneSettings, finetune
 
 app = typer.Typer(
     name="layerwright",
@@ -56,7 +55,7 @@ def main() -> None:
     try:
         sys.exit(typer.main.get_command(app)(standalone_mode=False))
     except typer.TyperException as error:
-        error.show()
+        warn(f"error: {error.format_message()}")
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         warn("interrupted")
@@ -182,7 +181,7 @@ def pretrain_command(
         plan=plan or None,
     )
     if dry_run:
-        table("A dry run: nothing is written", ["what", "how much"], pretrain_outlook(chosen))
+        table("A dry run: nothing is written", ["what", "how much"], outlook(chosen))
         return
     pretrain(chosen, out)
     page = report.write(out)
@@ -237,7 +236,7 @@ def finetune_command(
         Path | None, typer.Option(metavar="FILE", help="TSV or JSONL with sentence1, sentence2 (or not) and label.")
     ] = None,
     valid: Annotated[Path | None, typer.Option(metavar="FILE", help="The same, to score on.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the training rows.")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.")] = None,
     rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     settings: File = None,
     assign: Assign = None,
@@ -245,8 +244,8 @@ def finetune_command(
 ) -> None:
     """Fine-tune on labelled sentences or pairs, over several seeds, and report the median and spread of the metrics."""
     _import(imports)
-    chosen = read(finetuning.FinetuneSettings, settings, assign or (), train=train, valid=valid, epochs=epochs, rate=rate)
-    finetuning.finetune(model, out, chosen)
+    chosen = read(FinetuneSettings, settings, assign or (), train=train, valid=valid, epochs=epochs, rate=rate)
+    finetune(model, out, chosen)
     say(f"run     {out}\nmodel   {out / 'model'}")
 
 
