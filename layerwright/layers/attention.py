@@ -43,7 +43,7 @@ def divide(width: int, heads: int) -> None:
 
 def split(x: Tensor, heads: int) -> Tensor:
     """[B, L, H*E] -> [B, H, L, E]."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.reshape(*x.shape[:-1], heads, -1).transpose(1, 2)
 
 
 def merge(x: Tensor) -> Tensor:
