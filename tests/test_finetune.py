@@ -1,0 +1,447 @@
+"""Fine-tuning learns what can be learned, goes on where it was cut off, and refuses what does not fit."""
+
+import json
+import math
+import os
+import shutil
+import signal
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+from layerwright import vocabulary
+from layerwright.architecture import Architecture
+from layerwright.backbone import Backbone
+from layerwright.checkpoint import hold
+from layerwright.errors import DataError, Interrupted, RunInUse, exit_code
+from layerwright.handover import save_model
+from layerwright.models import LayerwrightConfig, LayerwrightForPreTraining, LayerwrightModel
+from layerwright.settings import read
+from layerwright.tasks import finetune as module
+from layerwright.tasks.classification import Classification, layer_scale
+from layerwright.tasks.finetune import FinetuneResults, FinetuneSettings, finetune
+from layerwright.tasks.rows import Rows, Tokens, tokenize
+from layerwright.tasks.tables import Row, Table, read_table
+from layerwright.train import Plan, make_optimizer
+
+WORDS = ["good", "bad", *(f"w{number}" for number in range(40))]
+ARCH = Architecture.parse("32 embed=16 vocab=64 positions=32: conv attn ffn")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    return make_model(tmp_path_factory.mktemp("made") / "model", ARCH)
+
+
+def make_model(folder: Path, arch: Architecture) -> Path:
+    folder.parent.mkdir(exist_ok=True)
+    words = folder.with_name("vocab.txt")
+    words.write_text("\n".join([*vocabulary.SPECIAL, *WORDS, "[", "]", "sep"]))
+    vocabulary.save(vocabulary.load(words, lowercase=True), folder.with_name("tokenizer"))
+    torch.manual_seed(1)
+    pretrained = LayerwrightForPreTraining(LayerwrightConfig(architecture=str(arch)))
+    save_model(folder, pretrained, tokenizer=folder.with_name("tokenizer"))
+    return folder
+
+
+def sentence(chance: Random, *extra: str) -> str:
+    words = [*chance.choices(WORDS[2:], k=chance.randint(2, 12)), *extra]
+    chance.shuffle(words)
+    return " ".join(words)
+
+
+def sentiments(path: Path, rows: int, seed: int, pairs: bool = False) -> Path:
+    """One word decides; in a pair, that of the second sentence."""
+    chance = Random(seed)
+    lines = [["sentence1", "sentence2", "label"] if pairs else ["sentence1", "label"]]
+    for _ in range(rows):
+        word = chance.choice(["good", "bad"])
+        lines.append([*([sentence(chance, "good", "bad")] if pairs else []), sentence(chance, word), f"is {word}"])
+    path.write_text("".join("\t".join(line) + "\n" for line in lines))
+    return path
+
+
+def settings_for(folder: Path, **given) -> FinetuneSettings:
+    """Few quick steps; a table is made where none is given."""
+    for name, rows in (("train", 256), ("valid", 64)):
+        if name not in given:
+            given[name] = sentiments(folder / f"{name}.tsv", rows, len(name))
+    quick = {"epochs": 4, "batch": 16, "rate": 5e-3, "layer_decay": 1.0, "length": 32, "seeds": 2}
+    return FinetuneSettings(**quick | given)
+
+
+def without_seconds(results: FinetuneResults) -> dict:
+    kept = results.model_dump()
+    return kept | {"seeds": [{name: value for name, value in seed.items() if name != "seconds"} for seed in kept["seeds"]]}
+
+
+def predictions(folder: Path, table: Table) -> list[list[float]]:
+    """What anyone gets from the model folder with transformers alone."""
+    model, tokenizer = AutoModelForSequenceClassification.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    texts = [[row.first for row in table.rows], *([[row.second for row in table.rows]] if table.pairs else [])]
+    with torch.no_grad():
+        return model(**tokenizer(*texts, padding=True, return_tensors="pt")).logits.tolist()
+
+
+@pytest.mark.parametrize("pairs", [False, True], ids=["sentences", "pairs"])
+def test_a_separable_task_is_learned_and_the_model_folder_knows_it(tmp_path, model, pairs):
+    tables = {name: sentiments(tmp_path / f"{name}.tsv", rows, rows, pairs) for name, rows in (("train", 400), ("valid", 80))}
+    settings = settings_for(tmp_path, **tables, seeds=3, epochs=6 if pairs else 4)
+    results = finetune(model, tmp_path / "run", settings)
+    assert results.labels == ("is bad", "is good")
+    assert results.summary["accuracy"]["median"] > 0.95
+    assert all(one.learned for one in results.seeds)
+    table = read_table(settings.valid)
+    right = np.mean(np.argmax(predictions(tmp_path / "run/model", table), axis=1) == [row.label for row in table.rows])
+    median = next(one for one in results.seeds if one.seed == results.median_seed)
+    assert right == pytest.approx(median.scores["accuracy"])
+    assert median.scores["accuracy"] == results.summary["accuracy"]["median"]
+    config = json.loads((tmp_path / "run/model/config.json").read_text())
+    assert config["id2label"] == {"0": "is bad", "1": "is good"}
+    assert config["label2id"] == {"is bad": 0, "is good": 1}
+
+
+def test_a_regression_is_learned_in_the_units_of_its_table(tmp_path, model):
+    def table(name: str, rows: int) -> Path:
+        chance = Random(name)
+        lines = []
+        for _ in range(rows):
+            good, bad = chance.randint(0, 4), chance.randint(0, 4)
+            text = sentence(chance, *["good"] * good, *["bad"] * bad)
+            lines.append(json.dumps({"text": text, "label": 1000.0 + 50 * (good - bad)}))
+        (tmp_path / name).write_text("\n".join(lines))
+        return tmp_path / name
+
+    settings = settings_for(tmp_path, train=table("train.jsonl", 400), valid=table("valid.jsonl", 80), seeds=1, epochs=8)
+    results = finetune(model, tmp_path / "run", settings)
+    assert (results.kind, results.labels, results.score) == ("regression", (), "spearman")
+    assert results.summary["pearson"]["median"] > 0.9
+    valid = read_table(settings.valid)
+    guesses = np.array(predictions(tmp_path / "run/model", valid))
+    assert guesses.shape == (80, 1)
+    wrong = guesses[:, 0] - [row.label for row in valid.rows]
+    assert np.abs(wrong).mean() < 60  # the labels lie 200 to either side of 1000
+    assert results.summary["pearson"]["median"] == pytest.approx(
+        np.corrcoef(guesses[:, 0], [row.label for row in valid.rows])[0, 1], abs=1e-4
+    )
+
+
+def test_the_score_is_that_of_the_last_epoch_and_every_step_is_logged(tmp_path, model):
+    results = finetune(model, tmp_path / "run", settings_for(tmp_path, seeds=(7, 3), epochs=2))
+    assert [one.seed for one in results.seeds] == [7, 3]
+    assert results.seeds[0].loss != results.seeds[1].loss
+    for one in results.seeds:
+        lines = [json.loads(line) for line in (tmp_path / f"run/seeds/{one.seed}/metrics.jsonl").read_text().splitlines()]
+        assert [line["step"] for line in lines] == list(range(1, 33))
+        scored = [line for line in lines if "valid_accuracy" in line]
+        assert [line["step"] for line in scored] == [16, 32]
+        assert scored[-1]["valid_accuracy"] == one.scores["accuracy"]
+        assert one.loss == pytest.approx(np.mean([line["loss"] for line in lines[16:]]))
+        assert 0 < one.padding < 0.2
+    assert FinetuneResults.model_validate_json((tmp_path / "run/results.json").read_text()) == results
+
+
+def test_a_killed_run_ends_as_one_that_was_not(tmp_path, model, monkeypatch):
+    settings = settings_for(tmp_path, seeds=3, epochs=1)
+    whole = finetune(model, tmp_path / "whole", settings)
+    cut = tmp_path / "cut"
+    save = module.save_file
+    for place in (cut / "seeds/1", cut / "seeds/2"):  # killed before a seed is sealed, twice
+
+        def killed(weights, path, place=place):
+            if path.parent == place:
+                raise SystemExit
+            save(weights, path)
+
+        monkeypatch.setattr(module, "save_file", killed)
+        with pytest.raises(SystemExit):
+            finetune(model, cut, settings)
+    assert not (cut / "model").exists()
+    first = json.loads((cut / "seeds/0/result.json").read_text())
+    monkeypatch.setattr(module, "save_file", save)
+    resumed = finetune(model, cut, settings)
+    assert without_seconds(resumed) == without_seconds(whole)
+    assert resumed.seeds[0].seconds == first["seconds"]
+    for name in ("seeds/2/metrics.jsonl", "model/model.safetensors", "model/config.json"):
+        assert (cut / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_finished_run_is_not_repeated(tmp_path, model, monkeypatch):
+    settings = settings_for(tmp_path, epochs=1)
+    results = finetune(model, tmp_path / "run", settings)
+    monkeypatch.setattr(module, "train", None)
+    assert finetune(model, tmp_path / "run", settings) == results
+    assert not list((tmp_path / "run").glob("seeds/*/*.safetensors"))
+
+
+def test_a_run_asked_to_stop_keeps_its_finished_seeds(tmp_path, model, monkeypatch):
+    settings = settings_for(tmp_path, epochs=1)
+    append = module.append_line
+
+    def asked(path, record):
+        append(path, record)
+        if path.parent.name == "1" and record["step"] == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(module, "append_line", asked)
+    with pytest.raises(Interrupted, match="seed 1") as caught:
+        finetune(model, tmp_path / "run", settings)
+    assert exit_code(caught.value) == 75
+    assert (tmp_path / "run/seeds/0/result.json").exists()
+    assert len((tmp_path / "run/seeds/1/metrics.jsonl").read_text().splitlines()) == 3
+    monkeypatch.setattr(module, "append_line", append)
+    assert len(finetune(model, tmp_path / "run", settings).seeds) == 2
+
+
+def test_a_damaged_seed_is_repeated(tmp_path, model, monkeypatch, capsys):
+    settings = settings_for(tmp_path, epochs=1)
+    monkeypatch.setattr(module, "save_model", lambda *_, **__: (_ for _ in ()).throw(SystemExit))
+    with pytest.raises(SystemExit):
+        finetune(model, tmp_path / "run", settings)
+    monkeypatch.undo()
+    weights = tmp_path / "run/seeds/1/model.safetensors"
+    good = weights.read_bytes()
+    weights.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
+    finetune(model, tmp_path / "run", settings)
+    assert "repeating seed 1" in capsys.readouterr().err
+
+
+def test_seeds_that_learn_nothing_are_named(tmp_path, model, capsys):
+    results = finetune(model, tmp_path / "run", settings_for(tmp_path, epochs=1, rate=1e-9, seeds=(4,)))
+    assert not results.seeds[0].learned
+    said = capsys.readouterr()
+    assert "the same prediction for every row: seed 4" in said.err
+    assert "accuracy" in said.out
+    assert "median" in said.out
+
+
+def test_bf16_learns_too(tmp_path, model):
+    results = finetune(model, tmp_path / "run", settings_for(tmp_path, precision="bf16", seeds=1))
+    assert results.summary["accuracy"]["median"] > 0.9
+
+
+def test_both_orders_double_the_rows(tmp_path, model):
+    tables = {name: sentiments(tmp_path / f"{name}.tsv", 48, 1, pairs=True) for name in ("train", "valid")}
+    results = finetune(model, tmp_path / "run", settings_for(tmp_path, **tables, both_orders=True, epochs=1, seeds=1))
+    assert results.rows == {"train": 96, "valid": 48}
+
+
+def test_a_last_odd_layer_and_a_last_norm_are_fine_tuned(tmp_path):
+    arch = Architecture.parse("32 vocab=64 positions=32 segments=1 norm=pre: attn ffn conv")
+    pairs = sentiments(tmp_path / "pairs.tsv", 32, 1, pairs=True)
+    settings = settings_for(tmp_path, train=pairs, valid=pairs, epochs=1, seeds=1, layer_decay=0.8)
+    assert finetune(make_model(tmp_path / "model", arch), tmp_path / "run", settings).rows["valid"] == 32
+
+
+# What does not fit is refused before anything is written.
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"score": "acuracy"}, ValueError, "no score 'acuracy'.*did you mean 'accuracy'"),
+        ({"length": 64}, ValueError, "length=64, but .* has 32 positions"),
+        ({"both_orders": True}, ValueError, "both_orders is for pairs"),
+        ({"kind": "regression"}, DataError, "row 2 has the label 'is .*', where a regression needs a number"),
+        ({"train": Path("none.tsv")}, DataError, "there is no file none.tsv"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(tmp_path, model, given, error, message):
+    with pytest.raises(error, match=message) as caught:
+        finetune(model, tmp_path / "run", settings_for(tmp_path, **given))
+    assert exit_code(caught.value) == (3 if error is DataError else 2)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_validation_table_of_another_task_is_refused(tmp_path, model):
+    unknown = tmp_path / "unknown.tsv"
+    unknown.write_text("text\tlabel\ngood\tis good\nw1\tis god\n")
+    with pytest.raises(DataError, match="row 3 has the unknown label 'is god'; did you mean 'is good'"):
+        finetune(model, tmp_path / "run", settings_for(tmp_path, valid=unknown))
+    pairs = sentiments(tmp_path / "pairs.tsv", 8, 0, pairs=True)
+    with pytest.raises(DataError, match=r"train.tsv has one sentence a row, and .*pairs.tsv two"):
+        finetune(model, tmp_path / "run", settings_for(tmp_path, valid=pairs))
+
+
+def test_model_folders_that_cannot_be_used_are_refused(tmp_path, model):
+    settings = settings_for(tmp_path)
+
+    def refused(folder: Path, message: str, code: int) -> None:
+        with pytest.raises((ValueError, RuntimeError), match=message) as caught:
+            finetune(folder, tmp_path / "run", settings)
+        assert exit_code(caught.value) == code
+        assert not (tmp_path / "run").exists()
+
+    refused(tmp_path / "none", "is not a model folder", 2)
+    small = Architecture.parse("32 vocab=20 positions=32: ffn")
+    refused(make_model(tmp_path / "small" / "model", small), "has 50 tokens, and the model embeddings for 20", 3)
+    bare = tmp_path / "bare"
+    save_model(bare, LayerwrightModel(LayerwrightConfig(architecture=str(ARCH))))
+    refused(bare, "there is no tokenizer", 3)
+    torn = Path(shutil.copytree(model, tmp_path / "torn"))
+    weights = torn / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    refused(torn, "model.safetensors has .* bytes instead of", 4)
+    (torn / "manifest.json").unlink()
+    refused(torn, "cannot be loaded", 4)
+    weights.unlink()
+    refused(torn, "cannot be loaded", 4)
+
+
+def test_a_run_folder_of_other_settings_or_tables_is_refused(tmp_path, model):
+    settings = settings_for(tmp_path, epochs=1, seeds=1)
+    finetune(model, tmp_path / "run", settings)
+    kept = (tmp_path / "run/results.json").read_bytes()
+    with pytest.raises(ValueError, match=r"(?s)begun with other settings.*rate: 0.005 -> 0.1"):
+        finetune(model, tmp_path / "run", settings.model_copy(update={"rate": 0.1}))
+    sentiments(settings.train, 200, 5)
+    with pytest.raises(ValueError, match="begun with another training table; use another --out"):
+        finetune(model, tmp_path / "run", settings)
+    assert (tmp_path / "run/results.json").read_bytes() == kept
+
+
+def test_a_run_folder_has_one_process_at_a_time(tmp_path, model):
+    with hold(tmp_path / "run"), pytest.raises(RunInUse):
+        finetune(model, tmp_path / "run", settings_for(tmp_path))
+
+
+def test_settings_read_from_the_command_line():
+    settings = read(FinetuneSettings, None, ["seeds=[1, 5]", "rate=1e-4"], train=Path("a.tsv"), valid=Path("b.tsv"), epochs=10.0)
+    assert (settings.seeds, settings.rate, settings.epochs) == ((1, 5), 1e-4, 10)
+    for wrong in ("seeds=0", "seeds=[]", "seeds=[-1]", "seeds=[1,1]", "layer_decay=0", "epoch=3"):
+        with pytest.raises(ValueError, match=r"^1 problem"):
+            read(FinetuneSettings, None, [wrong], train=Path("a.tsv"), valid=Path("b.tsv"))
+
+
+# The pieces.
+
+
+def test_a_seed_begins_with_the_weights_of_the_folder(tmp_path, model):
+    pretrained = load_file(model / "model.safetensors")
+    finetune(model, tmp_path / "run", settings_for(tmp_path, epochs=1, seeds=1, rate=1e-12))
+    tuned = load_file(tmp_path / "run/model/model.safetensors")
+    assert tuned.keys() - pretrained.keys() == {"head.classes.weight", "head.classes.bias"}
+    for name in pretrained.keys() & tuned.keys():
+        torch.testing.assert_close(tuned[name], pretrained[name])
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model):
+    return vocabulary.load(model / "tokenizer.json", lowercase=True)
+
+
+def test_the_longer_sentence_is_cut_first(tokenizer):
+    special = vocabulary.special(tokenizer)
+    word = tokenizer.token_to_id("w1")
+    for first in range(12):
+        for second in range(12):
+            table = Table(Path("x"), "classification", ("a", "b"), (Row("w1 " * first, "w1 " * second, 0),))
+            [tokens] = tokenize(table, tokenizer, 10)
+            lengths = [first, second]
+            while sum(lengths) > 7:
+                lengths[lengths[0] <= lengths[1]] -= 1
+            a, b = ([word] * count for count in lengths)
+            assert list(tokens.ids) == [special.cls, *a, special.sep, *b, special.sep]
+            assert tokens.second == 2 + len(a)
+
+
+def test_tokens_equal_those_of_the_tokenizer_of_the_folder(model, tokenizer):
+    ours = AutoTokenizer.from_pretrained(model)
+    row = Row('Good "w7" w8', "bad [W9] unknown", 0)
+    for one in (row, row._replace(second=None)):
+        theirs = ours(one.first, one.second)
+        [tokens] = tokenize(Table(Path("x"), "classification", ("a", "b"), (one,)), tokenizer, 32)
+        batch = Rows([tokens], torch.tensor([0]), 0).batch([0])
+        assert batch.ids.tolist() == [theirs["input_ids"]]
+        assert batch.segments.tolist() == [theirs["token_type_ids"]]
+
+
+def test_special_tokens_in_a_sentence_are_text(tokenizer):
+    table = Table(Path("x"), "classification", ("a", "b"), (Row("good [SEP] bad", None, 0),))
+    [tokens] = tokenize(table, tokenizer, 32)
+    assert tokens.ids.count(vocabulary.special(tokenizer).sep) == 1
+    assert [tokenizer.id_to_token(token) for token in tokens.ids[1:-1]] == ["good", "[", "sep", "]", "bad"]
+
+
+def test_a_batch_is_padded_to_its_longest_row():
+    rows = Rows([Tokens([1, 5, 2, 6, 2], 3), Tokens([1, 7, 2], 3), Tokens([1, 8, 2], 3)], torch.tensor([4, 5, 6]), pad=9)
+    batch = rows.batch([1, 0])
+    assert batch.ids.tolist() == [[1, 7, 2, 9, 9], [1, 5, 2, 6, 2]]
+    assert batch.mask.tolist() == [[True] * 3 + [False] * 2, [True] * 5]
+    assert batch.segments.tolist() == [[0] * 5, [0, 0, 0, 1, 1]]
+    assert batch.labels.tolist() == [5, 4]
+    assert rows.batch([1, 2]).mask is None
+    assert rows.padding([[1, 0], [2]]) == pytest.approx(2 / 13)
+
+
+@pytest.mark.parametrize("count", [1, 31, 32, 500, 5000])
+def test_batches_hold_every_row_once_and_rows_of_about_one_length(count):
+    chance = Random(0)
+    rows = Rows([Tokens([0] * chance.randint(3, 100), 3) for _ in range(count)], torch.zeros(count), 0)
+    batches = rows.grouped(32, seed=1, epoch=2)
+    assert sorted(place for batch in batches for place in batch) == list(range(count))
+    assert len(batches) == math.ceil(count / 32)
+    assert batches == rows.grouped(32, seed=1, epoch=2)
+    if count > 1:
+        assert batches != rows.grouped(32, seed=1, epoch=3)
+        assert batches != rows.grouped(32, seed=2, epoch=2)
+    if count >= 500:
+        order = chance.sample(range(count), count)
+        assert rows.padding(batches) < 0.6 * rows.padding([order[at : at + 32] for at in range(0, count, 32)])
+        assert [len(rows.tokens[batch[0]].ids) for batch in batches] != sorted(
+            len(rows.tokens[batch[0]].ids) for batch in batches
+        )
+
+
+def test_the_loss_is_cross_entropy_or_squared_error():
+    ids = torch.randint(5, 64, (8, 12))
+    for classes, labels in ((3, torch.arange(8) % 3), (1, torch.linspace(-1, 1, 8))):
+        objective = Classification(Backbone(ARCH), classes).eval()
+        batch = Rows([Tokens(row.tolist(), 12) for row in ids], labels, 0).batch(range(8))
+        logits = objective.head(objective.backbone(ids))
+        wanted = -logits.log_softmax(-1)[range(8), labels].mean() if classes > 1 else ((logits[:, 0] - labels) ** 2).mean()
+        torch.testing.assert_close(objective(batch).total, wanted)
+        assert torch.equal(objective.predict(batch), logits)
+    assert F.cross_entropy(torch.zeros(1, 3), torch.tensor([0])) == pytest.approx(math.log(3))
+
+
+def test_the_head_sees_the_first_token_only():
+    head = Classification(Backbone(ARCH), 2).eval().head
+    states = torch.randn(4, 6, 32)
+    changed = torch.cat([states[:, :1], torch.randn(4, 5, 32)], dim=1)
+    assert torch.equal(head(states), head(changed))
+
+
+@pytest.mark.parametrize(
+    ("name", "depth"),
+    [
+        ("backbone.embed.token.weight", 0),
+        ("backbone.embed.widen.weight", 0),
+        ("backbone.layers.0.body.query.weight", 1),
+        ("backbone.layers.1.norm.bias", 1),
+        ("backbone.layers.2.norm.bias", 2),
+        ("backbone.layers.23.body.inner.weight", 12),
+        ("backbone.norm.weight", 12),
+        ("head.classes.weight", 14),
+    ],
+)
+def test_rates_fall_towards_the_input_as_published(name, depth):
+    assert layer_scale(name, layers=24, decay=0.8) == pytest.approx(0.8 ** (14 - depth))
+
+
+def test_every_weight_has_a_rate_and_an_odd_layer_is_a_group():
+    arch = Architecture.parse("32 embed=16 vocab=64 norm=pre: conv attn ffn")
+    objective = Classification(Backbone(arch), 2)
+    optimizer = make_optimizer(objective, Plan(steps=1), lambda name: layer_scale(name, len(arch), 0.5))
+    scales = {id(weight): group["scale"] for group in optimizer.param_groups for weight in group["params"]}
+    found = {".".join(name.split(".")[:3]): scales[id(weight)] for name, weight in objective.named_parameters()}
+    assert found["backbone.embed.token"] == 0.5**4
+    assert [found[f"backbone.layers.{layer}"] for layer in range(3)] == [0.5**3, 0.5**3, 0.5**2]
+    assert found["backbone.norm.weight"] == 0.5**2
+    assert found["head.classes.weight"] == 1
