@@ -20,10 +20,10 @@ from optuna.samplers import BaseGASampler, BaseSampler
 from optuna.trial import FrozenTrial, TrialState
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from layerwright.architecture import Architecture
-from layerwright.errors import nearest
-from layerwright.grammar import fold
-from layerwright.space import Space
+from .architecture import Architecture
+from .errors import nearest
+from .grammar import fold
+from .space import Space
 
 DRAWS = 30
 RANDOM_DRAWS = 10_000
