@@ -110,7 +110,7 @@ def _key_numbers(found: Findings) -> str:
     winner, rival, spent = found.winner, found.baseline, found.seconds
     numbers = []
     if winner:
-        seeds = f"mean of {len(winner.scores)} seeds" if len(winner.scores) > 1 else "one seed"
+        seeds = f"mean of {len(winner.scores)} seeds" if len(winner.scores) > 1 else "one seed" if winner.scores else "not finite"
         numbers.append((f"score of {winner.name}", score(winner.score), seeds))
     if winner and rival:
         gain = score(winner.score - rival.score, signed=True)
@@ -187,8 +187,9 @@ def _cost(found: Findings) -> str:
 
 def _ranking(found: Findings) -> str:
     """Return the best and the worst candidates, drawn as strips of layers."""
-    distinct = {one.arch: one for one in found.candidates if math.isfinite(one.score)}
-    ranked = sorted(distinct.values(), key=lambda one: -one.score)
+    scored = sorted((one for one in found.candidates if math.isfinite(one.score)), key=lambda one: one.score)
+    # Of an architecture that was tried several times, the last of these is the best.
+    ranked = sorted({one.arch: one for one in scored}.values(), key=lambda one: -one.score)
     if not ranked:
         return missing("No candidate has a score.")
     last = max(len(ranked) - _BOTTOM, _TOP)

@@ -394,6 +394,20 @@ def test_a_thousand_candidates_make_a_page_of_bearable_size(tmp_path: Path):
     assert len(source) < 700_000
 
 
+def test_a_ranking_has_each_architecture_once_with_its_best_score_and_the_last_ones_at_the_end(tmp_path: Path):
+    kinds = ("conv", "attn", "ffn")
+    archs = [f"32 vocab=64: {one} {two} {three}" for one in kinds for two in kinds for three in kinds]
+    rows = [
+        dict(row, arch=arch, score=0.9 - number / 100)
+        for number, (row, arch) in enumerate(zip(candidates(27, 1), archs, strict=True))
+    ]
+    again = [dict(row, score=row["score"] - 0.005) for row in rows]
+    source = written(tmp_path, results(trials=rows, random=again, standalone=[]))
+    ranks = re.findall(r'class="rank">(\d+)<.*?score <b>([\d.]+)<', source)
+    assert [int(rank) for rank, _ in ranks] == [*range(1, 11), 25, 26, 27]
+    assert [float(value) for _, value in ranks] == [pytest.approx(0.91 - rank / 100) for rank in (*range(1, 11), 25, 26, 27)]
+
+
 def test_a_ranking_matches_standalone_runs_written_in_another_form(tmp_path: Path):
     arch = Architecture.parse(candidates(1, 1)[0]["arch"])
     content = results(trials=candidates(1, 1), random=[], standalone=[alone("top-1", arch.explicit(), 0.123)])
