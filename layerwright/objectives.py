@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from .backbone import Backbone
 from .batches import Batch
-from .vocabulary import Special
 from .models import MaskedHead, ReplacedHead
 from .supernet import Supernet
+from .vocabulary import Special
 
 
 class Loss(NamedTuple):
@@ -25,27 +25,31 @@ class Loss(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """Positions to predict: places int64 [B, M], and which of them count, bool [B, M] (None: all)."""
+    """Positions to predict: places int64 [B, M], and which of them count, bool [B, M]."""
 
     places: Tensor
-    real: Tensor | None
+    real: Tensor
 
 
 def choose(batch: Batch, rate: float, special: Special) -> Choice:
-    """Choose a share of the tokens of every row, never a special token: M = rate * L of L (at least 1).
+    """Choose a share of the tokens of every row, never a special token: M = round(rate * L) of L, at least 1.
 
-    Rows with padding choose that share of their real tokens.
+    A row with padding chooses that share of its real tokens: the same ones as it would without the padding.
     """
     if batch.dice is None:
         raise ValueError("an objective needs a batch with dice")
-    length = batch.ids.shape[1]
-    most = max(1, int(rate * length))
+    thousandths, length = round(rate * 1000), batch.ids.shape[1]
+    # In integers, because what a float rounds to would depend on where it is computed.
+    most = max(1, (length * thousandths + 500) // 1000)
     barred = (batch.ids == special.cls) | (batch.ids == special.sep) | (batch.ids == special.pad)
+    if batch.mask is not None:
+        barred |= ~batch.mask
     order, places = batch.dice[..., 0].masked_fill(barred, 2.0).topk(most, largest=False)
-    if batch.mask is None:
-        return Choice(places, None)
-    wanted = (batch.mask.sum(-1, keepdim=True) * rate).long().clamp(min=1)
-    return Choice(places, (torch.arange(most, device=places.device) < wanted) & (order < 2.0))
+    real = order < 2.0
+    if batch.mask is not None:
+        wanted = ((batch.mask.sum(-1, keepdim=True) * thousandths + 500) // 1000).clamp(min=1)
+        real &= torch.arange(most, device=places.device) < wanted
+    return Choice(places, real)
 
 
 class MaskedLM(nn.Module):
@@ -90,8 +94,7 @@ class MaskedLM(nn.Module):
         how, what = at(batch.dice, choice.places)[..., 1:].unbind(-1)  # type: ignore[arg-type]
         noise = (what * self.backbone.arch.vocab).long()
         others = torch.where(how < self.masked + self.random, noise, targets)
-        corrupted = torch.where(how < self.masked, self.special.mask, others)
-        return corrupted if choice.real is None else torch.where(choice.real, corrupted, targets)
+        return torch.where(choice.real, torch.where(how < self.masked, self.special.mask, others), targets)
 
 
 class ReplacedTokenDetection(nn.Module):
@@ -101,12 +104,12 @@ class ReplacedTokenDetection(nn.Module):
     embeddings of the same size.  A token that happens to be the original is not replaced.
 
     Raises:
-        ValueError: the generator's embeddings differ in size or number.
+        ValueError: the generator's embeddings differ.
     """
 
     def __init__(self, backbone: Backbone | Supernet, generator: MaskedLM, weight: float = 50.0):
         super().__init__()
-        for name in ("embed", "vocab", "positions", "segments"):
+        for name in ("embed", "vocab", "positions", "segments", "eps"):
             ours, theirs = getattr(backbone.arch, name), getattr(generator.backbone.arch, name)
             if ours != theirs:
                 raise ValueError(f"the generator shares the embeddings: its {name} is {theirs}, the backbone's {ours}")
@@ -116,7 +119,7 @@ class ReplacedTokenDetection(nn.Module):
             setattr(generator.backbone.embed, name, getattr(backbone.embed, name))
 
     def forward(self, batch: Batch) -> Loss:
-        """Return the generator's loss plus `weight` times the discriminator's, and both with its accuracy."""
+        """Return the generator's loss plus `weight` times the discriminator's, both apart, and how often that is right."""
         choice = choose(batch, self.generator.rate, self.generator.special)
         logits, targets = self.generator.predict(batch, choice)
         masked = mean(F.cross_entropy(logits, targets, reduction="none"), choice.real)
@@ -131,19 +134,19 @@ class ReplacedTokenDetection(nn.Module):
         """Put tokens drawn from the generator at the chosen positions: ids [B, L], and which changed, bool [B, L]."""
         original = batch.ids.gather(1, choice.places)
         drawn = draw(logits, at(batch.dice, choice.places)[..., 2].flatten()).view_as(original)  # type: ignore[arg-type]
-        if choice.real is not None:
-            drawn = torch.where(choice.real, drawn, original)
-        ids = batch.ids.scatter(1, choice.places, drawn)
+        ids = batch.ids.scatter(1, choice.places, torch.where(choice.real, drawn, original))
         return ids, ids != batch.ids
 
 
-def encode(net: nn.Module, batch: Batch, ids: Tensor) -> Tensor:
+def encode(net: Backbone | Supernet, batch: Batch, ids: Tensor) -> Tensor:
     """Run a backbone, or the sub-network that the batch names: ids [B, L] -> [B, L, D]."""
+    # Rows of two segments also train an architecture that knows of one only.
+    segments = batch.segments if net.arch.segments > 1 else None
     if isinstance(net, Supernet):
         if batch.arch is None:
             raise ValueError("a supernet needs batches that name an architecture")
-        return torch.as_tensor(net(ids, batch.mask, batch.segments, arch=batch.arch))
-    return torch.as_tensor(net(ids, batch.mask, batch.segments))
+        return torch.as_tensor(net(ids, batch.mask, segments, arch=batch.arch))
+    return torch.as_tensor(net(ids, batch.mask, segments))
 
 
 def at(states: Tensor, places: Tensor) -> Tensor:
