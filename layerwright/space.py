@@ -42,12 +42,12 @@ class Space:
         """
         parsed = grammar.parse(text)
         width = int(read_settings(text, parsed)["width"])
-        slots = []
+        slots: list[tuple[Run, ...]] = []
         for slot in parsed.slots:
-            runs = [tuple(read_layer(text, word, width) for word in run) for run in slot]
-            slots.append(tuple(dict.fromkeys(runs)))
+            runs = tuple(dict.fromkeys(tuple(read_layer(text, word, width) for word in run) for run in slot))
+            slots += [runs] if len(runs) > 1 else [((layer,),) for layer in runs[0]]
         if not any(all(slot) for slot in slots):
-            raise TextError("an empty space: it holds an architecture without layers", text, len(text.rstrip()))
+            raise TextError("an empty space: every slot can be left without layers", text, len(text.rstrip()))
         whole = build(text, parsed, [layer for slot in slots for layer in max(slot, key=len)])
         return cls(tuple((name, getattr(whole, name)) for name in SETTINGS), tuple(slots))
 
