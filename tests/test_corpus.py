@@ -1,3 +1,4 @@
+import errno
 import fcntl
 import gzip
 import json
@@ -472,6 +473,16 @@ def test_killed_build_leaves_nothing_believed(text: Path, tmp_path: Path) -> Non
     assert corpus.fingerprint == expected.fingerprint
     corpus.verify()
     assert {path.name for path in tmp_path.iterdir()} == {"expected", "out", "text.txt"}
+
+
+def test_full_disk_leaves_nothing(text: Path, tmp_path: Path, given: CorpusSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(corpus_module.os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        build([str(text)], tmp_path / "out", given)
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
 
 
 def test_one_process_builds_at_a_time(text: Path, tmp_path: Path, given: CorpusSettings) -> None:
