@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
+from itertools import count
 from operator import itemgetter
 from random import Random
 from typing import Any
@@ -88,14 +89,7 @@ def batches(
         raise ValueError(f"{world} processes cannot share a batch of {size} rows equally")
     rows = _Rows(corpus, split, length, seed)
     mine = slice(rank * size // world, (rank + 1) * size // world)
-    step = start
-    while True:
-        chance = np.random.default_rng((seed, step))
-        dice = chance.random((size, length, 3), dtype=np.float32)
-        cuts = chance.random((size, 2))
-        ids, segments = rows.read(np.arange(step * size, (step + 1) * size)[mine], cuts[mine])
-        yield Batch(torch.from_numpy(ids), segments=torch.from_numpy(segments), dice=torch.from_numpy(dice[mine]))
-        step += 1
+    return (rows.batch(step, size, mine) for step in count(start))
 
 
 def along(stream: Iterator[Batch], space: Space, seed: int, start: int = 0) -> Iterator[Batch]:
@@ -118,7 +112,15 @@ class _Rows:
         if self.count < 1:
             raise DataError(f"the {split} split has {len(self.tokens):,} tokens: too few for rows of {length}")
 
-    def read(self, numbers: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def batch(self, step: int, size: int, mine: slice) -> Batch:
+        """Return some rows of the global batch of a step; chance is drawn for all, so that it does not depend on which."""
+        chance = np.random.default_rng((self.seed, step))
+        dice = chance.random((size, self.length, 3), dtype=np.float32)[mine]
+        cuts = chance.random((size, 2))[mine]
+        ids, segments = self._read(np.arange(step * size, (step + 1) * size)[mine], cuts)
+        return Batch(torch.from_numpy(ids), segments=torch.from_numpy(segments), dice=torch.from_numpy(dice))
+
+    def _read(self, numbers: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return ids and segments [B, L] of rows by their running number; cuts [B, 2]: chance of each."""
         ids = np.full((len(numbers), self.length), self.special.sep, np.int64)
         segments = np.zeros_like(ids)

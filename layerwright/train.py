@@ -13,16 +13,20 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS
 from accelerate.utils import DistributedDataParallelKwargs
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from .batches import Batch
+from .errors import nearest
 from .objectives import Loss
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Plan(BaseModel):
@@ -38,7 +42,7 @@ class Plan(BaseModel):
 
     steps: int | None = Field(None, ge=1)
     tokens: int | None = Field(None, ge=1)
-    minutes: float | None = Field(None, gt=0)
+    minutes: float | None = Field(None, gt=0, allow_inf_nan=False)
     rate: float = Field(5e-4, gt=0)
     warmup: float = Field(0.01, ge=0)
     decay: float = Field(0.01, ge=0)
@@ -46,7 +50,7 @@ class Plan(BaseModel):
     accumulate: int = Field(1, ge=1)
     precision: Literal["float32", "bf16"] = "float32"
     bias_correction: bool = True
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     epsilon: float = Field(1e-6, gt=0)
 
     @model_validator(mode="after")
@@ -96,14 +100,23 @@ def make_optimizer(model: nn.Module, plan: Plan, scale: Callable[[str], float] =
 
 
 def make_accelerator(*, partial: bool = False, trackers: Sequence[str] = (), folder: Path | None = None) -> Accelerator:
-    """Return the devices and processes to train on.
+    """Return the devices and processes to train on; the precision is the plan's, whatever the launcher says.
 
-    partial: a step leaves parameters unused, as a supernet's does.  trackers: those of Accelerate, writing into `folder`.
+    partial: a step leaves parameters unused, as a supernet's does.  trackers: those of Accelerate, to write into `folder`
+    once they are started.
+
+    Raises:
+        ValueError: an unknown tracker, or one that is not installed.
     """
+    known = [str(name) for name in LOGGER_TYPE_TO_CLASS]
+    for name in trackers:
+        if name not in known:
+            raise ValueError(f"no tracker {name!r}{nearest(name, known)}")
     unused = DistributedDataParallelKwargs(find_unused_parameters=partial)
-    machine = Accelerator(kwargs_handlers=[unused], log_with=list(trackers) or None, project_dir=folder)
-    if trackers:
-        machine.init_trackers("layerwright")
+    machine = Accelerator(mixed_precision="no", kwargs_handlers=[unused], log_with=list(trackers) or None, project_dir=folder)
+    absent = set(trackers) - {str(tracker) for tracker in machine.log_with}
+    if absent:
+        raise ValueError(f"the package of the tracker {min(absent)} is not installed")
     return machine
 
 
@@ -128,7 +141,8 @@ def train(
     if plan.steps is None:
         raise ValueError("a plan needs a number of steps to train by")
     machine = accelerator or make_accelerator()
-    wrapped = machine.prepare_model(model)
+    # An accelerator keeps every model it has prepared, so several trainings with one would fill the memory.
+    wrapped = machine.prepare_model(model) if machine.num_processes > 1 else model
     for step, batch in zip(range(start, plan.steps), stream, strict=False):
         torch.manual_seed(mix(seed, step, machine.process_index))
         model.train()
