@@ -158,7 +158,8 @@ class _Run:
                 _stop_if(signals)
         if self.machine.is_main_process:
             self._conclude()
-        return self.results
+        self.machine.wait_for_everyone()
+        return self.results or dict(json.loads((self.out / "results.json").read_text(encoding="utf-8")))
 
     def _describe(self, supernet: Objective) -> None:
         """Begin the results with what is known before the search."""
