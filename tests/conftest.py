@@ -7,6 +7,8 @@ import os
 import socket
 import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from random import Random
 
 HOME = tempfile.TemporaryDirectory(prefix="layerwright-home-")
 os.environ |= {
@@ -25,6 +27,8 @@ for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "RANK", "LOCAL_RANK", "WORLD_SIZE"
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+
+from layerwright.corpus import Corpus, CorpusSettings, build  # noqa: E402
 
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, database=None)
@@ -50,3 +54,26 @@ def _no_network() -> Iterator[None]:
 def _same_numbers() -> None:
     """Start each test from the same random state, so that its order among the others does not matter."""
     torch.manual_seed(0)
+
+
+WORDS = {
+    "how": "small old quick red quiet heavy bright cold green empty",
+    "who": "dog house river teacher stone garden train letter winter window bridge farmer",
+    "does": "sees finds likes carries opens follows remembers paints",
+    "where": "near under behind above with without",
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """About 14,000 tokens of made-up sentences in 300 documents, a tenth of them held out."""
+    chance, words = Random(0), {kind: text.split() for kind, text in WORDS.items()}
+
+    def sentence() -> str:
+        said = [chance.choice(words[kind]) for kind in ("how", "who", "does", "how", "who", "where", "who")]
+        return "The {} {} {} the {} {} {} the {}.".format(*said)
+
+    documents = ["\n".join(sentence() for _ in range(chance.randint(2, 9))) for _ in range(300)]
+    folder: Path = tmp_path_factory.mktemp("tiny")
+    (folder / "sentences.txt").write_text("\n\n".join(documents) + "\n")
+    return build([str(folder / "sentences.txt")], folder / "corpus", CorpusSettings(vocab=300, validation=0.1))
