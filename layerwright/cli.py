@@ -10,6 +10,7 @@ import traceback
 from pathlib import Path
 from typing import Annotated, Any
 
+import transformers
 import typer
 
 from . import cost, demo, presets, report, search
@@ -52,6 +53,7 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done
 
 def main() -> None:
     """Run the command line and end the process with the exit code of what went wrong, if anything did."""
+    transformers.utils.logging.disable_progress_bar()  # it draws bars for folders of one file
     try:
         sys.exit(typer.main.get_command(app)(standalone_mode=False))
     except typer.TyperException as error:

@@ -5,6 +5,7 @@ folder, and a fine-tuning: which package does a docstring document?  Budgets are
 with about the same numbers.
 """
 
+import json
 from collections import Counter
 from hashlib import blake2b
 from pathlib import Path
@@ -39,21 +40,28 @@ def demo(out: Path) -> None:
         length=64,
     )
     results = search(settings, out / "search")
-    page = report.write(out / "search")
     train, valid = _questions(out)
     tuning = FinetuneSettings(train=train, valid=valid, seeds=2, epochs=3, length=64, rate=1e-3)
     tuned = finetune(out / "search" / "model", out / "finetune", tuning)
-    standalone = sorted(results["standalone"], key=lambda one: -one["score"])
-    rows = [[one["name"], one["arch"].partition(": ")[2], one["parameters"], one["supernet"], one["score"]] for one in standalone]
-    table("Trained from scratch with one budget", ["name", "layers", "parameters", "supernet score", "score"], rows)
-    share = Counter(line.rpartition("\t")[2] for line in valid.read_text().splitlines()[1:]).most_common(1)[0][1]
-    guess = share / tuned.rows["valid"]
-    say(
-        f"which package does a docstring document? accuracy {tuned.summary['accuracy']['median']:.3f} (always the largest: {guess:.3f})"
-    )
+    results["finetune"] = {
+        "task": "which package does a docstring document?",
+        "accuracy (median)": tuned.summary["accuracy"]["median"],
+        "always the largest package": _largest_share(valid),
+        "rows to learn from": tuned.rows["train"],
+        "rows held out": tuned.rows["valid"],
+    }
+    write_atomically(out / "search" / "results.json", json.dumps(results, indent=1))
+    page = report.write(out / "search")
+    table("Fine-tuned", ["what", "value"], results["finetune"].items())
     places = {"page": page, "model": out / "search" / "model", "fine-tuned": out / "finetune" / "model", "corpus": out / "corpus"}
     for name, place in places.items():
         say(f"{name:<11}{place}")
+
+
+def _largest_share(table_file: Path) -> float:
+    """Return the accuracy of always answering the most frequent label."""
+    labels = Counter(line.rpartition("\t")[2] for line in table_file.read_text(encoding="utf-8").splitlines()[1:])
+    return max(labels.values()) / labels.total()
 
 
 def _questions(out: Path) -> tuple[Path, Path]:
