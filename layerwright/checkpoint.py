@@ -222,7 +222,8 @@ def sealed(run: Path, settings: BaseModel, may_change: Collection[str] = ()) -> 
 class Signals:
     """Note within a `with` block that the process was asked to stop, so that a loop can save and raise Interrupted.
 
-    SIGTERM and the first SIGINT set `stop`; a second SIGINT raises KeyboardInterrupt at once. For the main thread only.
+    SIGTERM and the first SIGINT set `stop`; a second SIGINT raises KeyboardInterrupt at once. Of two blocks, one in the
+    other, both are told. For the main thread only.
     """
 
     def __init__(self) -> None:
@@ -237,6 +238,9 @@ class Signals:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
+            outer = getattr(handler, "__self__", None)
+            if isinstance(outer, Signals):
+                outer.stop |= self.stop
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self._interrupted:

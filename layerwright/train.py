@@ -17,7 +17,7 @@ from typing import Annotated, Literal, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import LOGGER_TYPE_TO_CLASS
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
@@ -109,15 +109,15 @@ def make_accelerator(*, partial: bool = False, trackers: Sequence[str] = (), fol
         ValueError: an unknown tracker, or one that is not installed.
     """
     known = [str(name) for name in LOGGER_TYPE_TO_CLASS]
+    installed = [str(name) for name in get_available_trackers()]
     for name in trackers:
         if name not in known:
             raise ValueError(f"no tracker {name!r}{nearest(name, known)}")
+        if name not in installed:
+            raise ValueError(f"the package of the tracker {name!r} is not installed")
     unused = DistributedDataParallelKwargs(find_unused_parameters=partial)
-    machine = Accelerator(mixed_precision="no", kwargs_handlers=[unused], log_with=list(trackers) or None, project_dir=folder)
-    absent = set(trackers) - {str(tracker) for tracker in machine.log_with}
-    if absent:
-        raise ValueError(f"the package of the tracker {min(absent)} is not installed")
-    return machine
+    log_with = list(trackers) or None
+    return Accelerator(mixed_precision="no", kwargs_handlers=[unused], log_with=log_with, project_dir=folder)
 
 
 def train(

@@ -518,3 +518,13 @@ if __name__ == "__main__":
             print("held", flush=True)
             time.sleep(100)
     {"cut": cut_everywhere, "kill": kill_anywhere}[action](place)
+
+
+def test_a_request_to_stop_reaches_the_outer_of_two_blocks() -> None:
+    with Signals() as outer:
+        with Signals() as inner:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert inner.stop and outer.stop
+        with Signals() as later:
+            pass
+        assert outer.stop and not later.stop
