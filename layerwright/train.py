@@ -116,8 +116,9 @@ def make_accelerator(*, partial: bool = False, trackers: Sequence[str] = (), fol
         if name not in installed:
             raise ValueError(f"the package of the tracker {name!r} is not installed")
     unused = DistributedDataParallelKwargs(find_unused_parameters=partial)
-    log_with = list(trackers) or None
-    return Accelerator(mixed_precision="no", kwargs_handlers=[unused], log_with=log_with, project_dir=folder)
+    # Unless told that the CPU is meant, an accelerator takes each process on it for a training of its own.
+    cpu, log_with = not torch.accelerator.is_available(), list(trackers) or None
+    return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[unused], log_with=log_with, project_dir=folder)
 
 
 def train(
