@@ -230,6 +230,12 @@ def test_where_paths_are_unique_moves_are_of_slots(seed: int):
         assert taken in (one, two)
 
 
+def test_a_child_takes_from_both_parents():
+    whole, rng = Space.parse("64: 200x{attn|ffn}"), random.Random(0)
+    first, second = Architecture.parse("64: 200xattn"), Architecture.parse("64: 200xffn")
+    assert 50 < sum(one.kind == "attn" for one in whole.cross(first, second, rng).layers) < 150
+
+
 def test_the_same_seed_moves_the_same_way():
     whole = Space.parse("64: 8x{attn|ffn|conv}")
     walks = []
@@ -431,7 +437,7 @@ def test_a_layer_is_one_layer():
         "8: " + "{" * 100_000,
         "8: {" + "{attn|ffn}" * 60 + "}",
         "8: {50000xattn|50000x(ffn attn)}",
-        "8: {" + "|".join(["16x{attn|ffn}"] * 50) + "}",
+        "8: {" + "|".join(["12x{attn|ffn}"] * 50) + "}",
         "8: {" + "{|}" * 60 + "}",
         f"8: x[{','.join(f'k{i}=' + '|'.join(map(str, range(50))) for i in range(50))}]",
         "9" * 5000 + ": attn",
