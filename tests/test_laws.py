@@ -273,7 +273,7 @@ def test_a_space_says_why_something_is_outside():
 
 
 def test_a_deep_space_finds_its_paths():
-    whole = Space.parse("64: conv 1200x{attn|ffn|}")
+    whole = Space.parse("64: conv 1500x{attn|ffn} {conv|}")
     arch = whole.sample(random.Random(0))
     assert whole.at(whole.path(arch)) == arch
 
