@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import transformers
 import typer
+from pydantic import BaseModel
 
 from . import cost, demo, presets, report, search
 from .console import say, table, warn
@@ -24,9 +25,35 @@ from .settings import read
 from .space import Space
 from .tasks.finetune import FinetuneSettings, finetune
 
+
+def _names(kind: type[BaseModel], prefix: str = "") -> list[str]:
+    """List the settings that a command reads, those of its groups as group.name."""
+    found: list[str] = []
+    for name, field in kind.model_fields.items():
+        group = field.annotation
+        inner = isinstance(group, type) and issubclass(group, BaseModel)
+        found += _names(group, f"{prefix}{name}.") if inner else [prefix + name]  # type: ignore[arg-type]
+    return found
+
+
+def _names_of(kind: type[BaseModel], example: str) -> str:
+    """Return the end of a command's help: what --set can set."""
+    return f"Settings, for --set and the TOML file: {', '.join(_names(kind))}. Example: {example}"
+
+
+def _option(told: str, kind: type[BaseModel], name: str) -> Any:
+    """Return an option that sets a setting, its help ending with the default."""
+    group, _, inner = name.partition(".")
+    default = kind.model_fields[group].default
+    return typer.Option(help=f"{told} [default: {getattr(default, inner) if inner else default}]")
+
+
 app = typer.Typer(
     name="layerwright",
-    help="Design, search, pre-train and fine-tune text encoders whose backbone is any sequence of typed layers.",
+    help="Design, search, pre-train and fine-tune text encoders whose backbone is any sequence of typed layers. "
+    "Text becomes a corpus (corpus build), a corpus an encoder (pretrain, or search among many), an encoder a classifier "
+    "(finetune).",
+    epilog="Begin with: layerwright demo, which does all of it in a few minutes, or layerwright show bert-base.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -36,13 +63,18 @@ corpus_app = typer.Typer(help="Turn text into a packed corpus with its tokenizer
 app.add_typer(corpus_app, name="corpus")
 
 Assign = Annotated[
-    list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Change any setting: --set plan.clip=0.5. Repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", help="Set any of the settings listed at the end of this help. Repeatable."),
 ]
 File = Annotated[
-    Path | None, typer.Option("--settings", metavar="FILE", help="Read settings from a TOML file; options win over it.")
+    Path | None,
+    typer.Option("--settings", metavar="FILE", help="Read settings from a TOML file; --set wins over it, and options over both."),
 ]
 Out = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="The folder to write. The same command again goes on from what it holds.")
+]
+Made = Annotated[
+    Path | None, typer.Option("--corpus", metavar="DIR", help="A folder that corpus build wrote. Needed, here or in --settings.")
 ]
 Imports = Annotated[
     list[str] | None,
@@ -75,7 +107,10 @@ def show(
     length: Annotated[int, typer.Option(min=1, help="Tokens of the sequence that FLOPs are counted for.")] = 128,
     imports: Imports = None,
 ) -> None:
-    """Print the layers, parameters and FLOPs of an architecture, or the size of a space."""
+    """Print layers, parameters and FLOPs, or the size of a space.
+
+    Such as: layerwright show '256 embed=128: 12x(attn ffn)'. Quote the text: a shell has its own use for brackets.
+    """
     _import(imports)
     space = presets.space(text)
     if space.size > 1:
@@ -114,26 +149,27 @@ def _show_space(space: Space, length: int) -> None:
     table("Its slots", ["slot", "alternatives", "which"], alternatives)
 
 
-@corpus_app.command("build")
+@corpus_app.command("build", epilog=_names_of(CorpusSettings, "--set validation=0.05 --set lowercase=false"))
 def corpus_build(
     sources: Annotated[
         list[str],
         typer.Argument(
             metavar="PATHS...",
-            help="Text: .txt, .jsonl (a field text), both also .gz, .parquet, folders of these, hf:NAME for a Hugging Face "
-            "data set, or the word python for the documentation that Python carries.",
+            help="Text: .txt, .jsonl (a field text), both also .gz, .parquet (a column text), folders and globs of these, "
+            "hf:NAME[:CONFIG] for a Hugging Face data set, or the word python for the documentation that Python carries.",
         ),
     ],
     out: Out,
-    vocab: Annotated[int | None, typer.Option(help="Word pieces of the tokenizer to train.")] = None,
-    model: Annotated[str | None, typer.Option(help="Sort of tokenizer to train: wordpiece or bpe.")] = None,
+    vocab: Annotated[int | None, _option("Word pieces of the tokenizer to train.", CorpusSettings, "vocab")] = None,
+    model: Annotated[str | None, _option("Tokenizer to train: wordpiece or bpe.", CorpusSettings, "model")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Use this vocab.txt or tokenizer.json instead of training one.")] = None,
     settings: File = None,
     assign: Assign = None,
 ) -> None:
-    """Train a tokenizer on text, or take one, and pack the text into token files.
+    """Train a tokenizer on text, or take one, and pack the text.
 
-    A paragraph a line, a blank line between documents. The same call again does nothing; a changed one is refused.
+    A .txt file has a paragraph a line and a blank line between documents. The same call again does nothing; one with changed
+    text or settings is refused.
     """
     chosen = read(CorpusSettings, settings, assign or (), vocab=vocab, model=model, tokenizer=tokenizer)
     built = build(sources, out, chosen)
@@ -141,32 +177,38 @@ def corpus_build(
     table(f"{out}: {built.vocab:,} word pieces", ["split", "documents", "tokens"], rows)
 
 
-@app.command("pretrain")
+@app.command("pretrain", epilog=_names_of(PretrainSettings, "--set plan.warmup=500 --set generator=1/3"))
 def pretrain_command(
     out: Out,
     arch: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="An architecture or a preset; a space trains its supernet.")
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="An architecture, such as '256 embed=128: 12x(attn ffn)', or a preset; a space trains its supernet. "
+            "Needed, here or in --settings.",
+        ),
     ] = None,
-    corpus: Annotated[Path | None, typer.Option(metavar="DIR", help="What layerwright corpus build made.")] = None,
+    corpus: Made = None,
     objective: Annotated[
-        str | None, typer.Option(help="rtd (replaced-token detection) or mlm (masked language modelling).")
+        str | None, _option("rtd (replaced-token detection) or mlm (masked language modelling).", PretrainSettings, "objective")
     ] = None,
-    steps: Annotated[int | None, typer.Option(help="Budget in steps,")] = None,
-    tokens: Annotated[int | None, typer.Option(help="or in tokens,")] = None,
-    minutes: Annotated[float | None, typer.Option(help="or in minutes on this machine.")] = None,
-    batch: Annotated[int | None, typer.Option(help="Rows a step, over all processes.")] = None,
-    length: Annotated[int | None, typer.Option(help="Tokens a row.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    precision: Annotated[str | None, typer.Option(help="float32 or bf16.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of weights, order and chance.")] = None,
+    steps: Annotated[int | None, typer.Option(help="How long, in steps; this, --tokens or --minutes is needed.")] = None,
+    tokens: Annotated[int | None, typer.Option(help="How long, in tokens.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="How long, in minutes on this machine.")] = None,
+    batch: Annotated[int | None, _option("Rows a step, over all processes.", PretrainSettings, "batch")] = None,
+    length: Annotated[int | None, _option("Tokens a row.", PretrainSettings, "length")] = None,
+    rate: Annotated[float | None, _option("Peak learning rate.", PretrainSettings, "plan.rate")] = None,
+    precision: Annotated[str | None, _option("float32 or bf16.", PretrainSettings, "plan.precision")] = None,
+    seed: Annotated[int | None, _option("Seed of weights, order and chance.", PretrainSettings, "seed")] = None,
     settings: File = None,
     assign: Assign = None,
     dry_run: DryRun = False,
     imports: Imports = None,
 ) -> None:
-    """Pre-train an encoder on a corpus, into a model folder that transformers loads.
+    """Pre-train an encoder, or the supernet of a space.
 
-    Kill it whenever you like: the same command goes on where it was. Run it under torchrun for several processes.
+    An encoder ends as DIR/model, which transformers loads. Stop it or kill it when you like: the same command goes on where it
+    was. For several processes: torchrun --nproc-per-node 2 -m layerwright pretrain ...
     """
     _import(imports)
     plan = _given(steps=steps, tokens=tokens, minutes=minutes, rate=rate, precision=precision)
@@ -190,25 +232,35 @@ def pretrain_command(
     say(f"run     {out}\nreport  {page}" + (f"\nmodel   {out / 'model'}" if (out / "model").exists() else ""))
 
 
-@app.command("search")
+@app.command("search", epilog=_names_of(SearchSettings, "--set supernet.minutes=30 --set retrain.minutes=10 --set seeds=3"))
 def search_command(
     out: Out,
     space: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="A space, such as '256 embed=128: 24x{conv|attn|ffn}'.")
+        str | None,
+        typer.Option(metavar="TEXT", help="A space, such as '256 embed=128: 24x{conv|attn|ffn}'. Needed, here or in --settings."),
     ] = None,
-    corpus: Annotated[Path | None, typer.Option(metavar="DIR", help="What layerwright corpus build made.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="evolution, aging, random, or optuna:SAMPLER.")] = None,
-    trials: Annotated[int | None, typer.Option(help="Candidates to score with the supernet.")] = None,
-    top: Annotated[int | None, typer.Option(help="Best candidates to train from scratch.")] = None,
+    corpus: Made = None,
+    strategy: Annotated[
+        str | None,
+        _option("evolution, aging, random, or optuna:SAMPLER, such as optuna:TPESampler.", SearchSettings, "strategy.name"),
+    ] = None,
+    trials: Annotated[int | None, _option("Candidates to score with the supernet.", SearchSettings, "trials")] = None,
+    top: Annotated[int | None, _option("Best candidates to train from scratch.", SearchSettings, "top")] = None,
     parameters: Annotated[int | None, typer.Option(help="Limit on parameters, embeddings included.")] = None,
-    flops: Annotated[int | None, typer.Option(help="Limit on FLOPs of one sequence.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything.")] = None,
+    flops: Annotated[
+        int | None, typer.Option(help="Limit on FLOPs of a forward pass of one sequence; layerwright show tells them.")
+    ] = None,
+    seed: Annotated[int | None, _option("Seed of everything.", SearchSettings, "seed")] = None,
     settings: File = None,
     assign: Assign = None,
     dry_run: DryRun = False,
     imports: Imports = None,
 ) -> None:
-    """Find a better sequence of layers: train a supernet, search it, train the best and the baselines from scratch."""
+    """Find a better sequence of layers for a text.
+
+    Trains a supernet, scores candidates with it, and trains the best and the baselines from scratch with one budget. The winner
+    ends as DIR/model, the page as DIR/report.html. --dry-run tells how long all of it takes here.
+    """
     _import(imports)
     limits = _given(parameters=parameters, flops=flops)
     chosen = read(
@@ -230,21 +282,29 @@ def search_command(
     say(f"run     {out}\nreport  {report.write(out)}\nmodel   {out / 'model'}")
 
 
-@app.command("finetune")
+@app.command("finetune", epilog=_names_of(FinetuneSettings, "--set seeds=10 --set score=macro_f1"))
 def finetune_command(
-    model: Annotated[Path, typer.Argument(help="A model folder that pretrain or search left.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder that pretrain or search left: DIR/model.")],
     out: Out,
     train: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="TSV or JSONL with sentence1, sentence2 (or not) and label.")
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Rows to learn from: a .tsv with a header, or a .jsonl, with sentence1, sentence2 for pairs, and label. Needed, "
+            "here or in --settings.",
+        ),
     ] = None,
-    valid: Annotated[Path | None, typer.Option(metavar="FILE", help="The same, to score on.")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training rows.")] = None,
-    rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
+    valid: Annotated[Path | None, typer.Option(metavar="FILE", help="Rows to score on, of the same form. Needed, too.")] = None,
+    epochs: Annotated[int | None, _option("Passes over the training rows.", FinetuneSettings, "epochs")] = None,
+    rate: Annotated[float | None, _option("Peak learning rate.", FinetuneSettings, "rate")] = None,
     settings: File = None,
     assign: Assign = None,
     imports: Imports = None,
 ) -> None:
-    """Fine-tune on labelled sentences or pairs, over several seeds, and report the median and spread of the metrics."""
+    """Fine-tune on labelled sentences or pairs.
+
+    Learns with several seeds and tells the median and spread of the metrics; the median seed ends as DIR/model.
+    """
     _import(imports)
     chosen = read(FinetuneSettings, settings, assign or (), train=train, valid=valid, epochs=epochs, rate=rate)
     finetune(model, out, chosen)
@@ -253,7 +313,7 @@ def finetune_command(
 
 @app.command("report")
 def report_command(run: Annotated[Path, typer.Argument(help="The folder of a pre-training or a search.")]) -> None:
-    """Draw the page of a run again."""
+    """Draw the page of a run again, as report.html in its folder."""
     say(str(report.write(run)))
 
 
@@ -261,7 +321,10 @@ def report_command(run: Annotated[Path, typer.Argument(help="The folder of a pre
 def demo_command(
     out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write.")] = Path("runs/demo"),
 ) -> None:
-    """Do the main job in a few minutes: from the documentation that Python carries to a searched, fine-tuned encoder."""
+    """Go from text to a searched, fine-tuned encoder in minutes.
+
+    The text is the documentation that Python carries, so nothing is downloaded.
+    """
     demo.demo(out)
 
 
