@@ -104,7 +104,9 @@ def main() -> None:
 @app.command()
 def show(
     text: Annotated[str, typer.Argument(help="An architecture, a space, or the name of a preset.")],
-    length: Annotated[int, typer.Option(min=1, help="Tokens of the sequence that FLOPs are counted for.")] = 128,
+    length: Annotated[
+        int, typer.Option(min=1, help="Tokens of the sequence that FLOPs are counted for, at most the positions.")
+    ] = 128,
     imports: Imports = None,
 ) -> None:
     """Print layers, parameters and FLOPs, or the size of a space.
@@ -113,6 +115,7 @@ def show(
     """
     _import(imports)
     space = presets.space(text)
+    length = min(length, space.largest.positions)
     if space.size > 1:
         _show_space(space, length)
         return
