@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .architecture import Architecture, Layer
+from .kernels import add_norm, drop, lower
 from .layers import Context
 from .registry import KINDS
 
@@ -72,7 +73,7 @@ class Embedding(nn.Module):
             raise ValueError(f"a row of {length} tokens, and the architecture has {positions} positions")
         x = (ids if ids.is_floating_point() else self.token(ids)) + self.position.weight[:length]
         x = x + (self.segment.weight[0] if segments is None else self.segment(segments))
-        return torch.as_tensor(self.widen(self.dropout(self.norm(x))))
+        return torch.as_tensor(self.widen(drop(self.norm(x), rate(self.dropout))))
 
 
 class Residual(nn.Module):
@@ -88,8 +89,13 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map [B, L, D] to [B, L, D]."""
         if self.pre:
-            return torch.as_tensor(x + self.dropout(self.body(self.norm(x), context)))
-        return torch.as_tensor(self.norm(x + self.dropout(self.body(x, context))))
+            return x + drop(self.body(lower(self.norm(x)), context), rate(self.dropout))
+        return add_norm(x, self.body(lower(x), context), self.norm, rate(self.dropout))
+
+
+def rate(dropout: nn.Dropout) -> float:
+    """Return the probability with which a dropout drops now."""
+    return dropout.p if dropout.training else 0.0
 
 
 def last_norm(arch: Architecture) -> nn.Module:

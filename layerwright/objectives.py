@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .backbone import Backbone
 from .batches import Batch
+from .kernels import pick, surprise
 from .models import MaskedHead, ReplacedHead
 from .supernet import Supernet
 from .vocabulary import Special
@@ -77,17 +78,17 @@ class MaskedLM(nn.Module):
         """Return the cross-entropy in nats a chosen token, and the share predicted right."""
         choice = choose(batch, self.rate, self.special)
         logits, targets = self.predict(batch, choice)
-        loss = mean(F.cross_entropy(logits, targets, reduction="none"), choice.real)
+        loss = mean(surprise(logits, targets)[0], choice.real)
         right = mean((logits.argmax(-1) == targets).float(), choice.real) if not self.training else None
         return Loss(loss, {} if right is None else {"accuracy": right})
 
     def predict(self, batch: Batch, choice: Choice) -> tuple[Tensor, Tensor]:
-        """Corrupt the chosen tokens and predict them: logits float32 [B * M, V] and the tokens they were [B * M]."""
+        """Corrupt the chosen tokens and predict them: logits [B * M, V] and the tokens they were [B * M]."""
         targets = batch.ids.gather(1, choice.places)
         ids = batch.ids.scatter(1, choice.places, self.corrupt(targets, batch, choice))
         states = at(encode(self.backbone, batch, ids), choice.places)
         logits = self.head(states.flatten(0, 1), self.backbone.embed.token.weight)
-        return logits.float(), targets.flatten()
+        return logits, targets.flatten()
 
     def corrupt(self, targets: Tensor, batch: Batch, choice: Choice) -> Tensor:
         """Return what stands at the chosen positions instead of the targets [B, M]."""
@@ -121,20 +122,20 @@ class ReplacedTokenDetection(nn.Module):
     def forward(self, batch: Batch) -> Loss:
         """Return the generator's loss plus `weight` times the discriminator's, both apart, and how often that is right."""
         choice = choose(batch, self.generator.rate, self.generator.special)
-        logits, targets = self.generator.predict(batch, choice)
-        masked = mean(F.cross_entropy(logits, targets, reduction="none"), choice.real)
-        ids, replaced = self.fill(batch, choice, logits.detach())
+        chance = at(batch.dice, choice.places)[..., 2].flatten()  # type: ignore[arg-type]
+        nats, drawn = surprise(*self.generator.predict(batch, choice), chance)
+        masked = mean(nats, choice.real)
+        ids, replaced = self.fill(batch, choice, torch.as_tensor(drawn))
         guesses = self.head(encode(self.backbone, batch, ids)).float()
         detected = mean(F.binary_cross_entropy_with_logits(guesses, replaced.float(), reduction="none"), batch.mask)
         right = mean(((guesses > 0) == replaced).float(), batch.mask)
         parts = {"masked": masked.detach(), "replaced": detected.detach(), "accuracy": right}
         return Loss(masked + self.weight * detected, parts)
 
-    def fill(self, batch: Batch, choice: Choice, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Put tokens drawn from the generator at the chosen positions: ids [B, L], and which changed, bool [B, L]."""
+    def fill(self, batch: Batch, choice: Choice, drawn: Tensor) -> tuple[Tensor, Tensor]:
+        """Put the drawn tokens [B * M] at the chosen positions: ids [B, L], and which changed, bool [B, L]."""
         original = batch.ids.gather(1, choice.places)
-        drawn = draw(logits, at(batch.dice, choice.places)[..., 2].flatten()).view_as(original)  # type: ignore[arg-type]
-        ids = batch.ids.scatter(1, choice.places, torch.where(choice.real, drawn, original))
+        ids = batch.ids.scatter(1, choice.places, torch.where(choice.real, drawn.view_as(original), original))
         return ids, ids != batch.ids
 
 
@@ -160,9 +161,7 @@ def draw(logits: Tensor, uniform: Tensor) -> Tensor:
     One uniform number a token instead of V: chance that can travel with the batch, and a fraction of the cost of Gumbel
     noise.
     """
-    below = logits.softmax(-1).cumsum(-1)
-    wanted = (uniform * below[:, -1])[:, None]
-    return torch.searchsorted(below, wanted, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    return pick(logits.float().softmax(-1), uniform)
 
 
 def mean(values: Tensor, real: Tensor | None) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from .batches import Batch
 from .errors import nearest
+from .kernels import keep_memory
 from .objectives import Loss
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -142,6 +143,7 @@ def train(
     if plan.steps is None:
         raise ValueError("a plan needs a number of steps to train by")
     machine = accelerator or make_accelerator()
+    keep_memory()
     # An accelerator keeps every model it has prepared, so several trainings with one would fill the memory.
     wrapped = machine.prepare_model(model) if machine.num_processes > 1 else model
     for step, batch in zip(range(start, plan.steps), stream, strict=False):

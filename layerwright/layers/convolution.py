@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .. import kernels
 from ..registry import OptionError, layer
 from .attention import divide
 from .context import Context
@@ -44,7 +45,7 @@ class DynamicConvolution(nn.Module):
         """Map [B, L, D] to [B, L, D]."""
         u = self.value(x) * torch.sigmoid(self.gate(x))
         if context.mask is not None:
-            u = u * context.mask[..., None]
+            u = u * context.mask[..., None].to(u.dtype)
         logits = self.kernels(self.pointwise(depthwise(u, self.depthwise.weight, context)))
         return torch.as_tensor(self.out(convolve(u, logits.unflatten(-1, (self.heads, self.kernel)), context)))
 
@@ -66,6 +67,8 @@ def depthwise(x: Tensor, weight: Tensor, context: Context) -> Tensor:
     """
     kernel = weight.shape[-1]
     near = context.neighbours(kernel)
+    if near is None and kernels.fast(x):
+        return kernels.depthwise(x, weight)
     if near is None:
         return F.conv1d(x.transpose(1, 2), weight, padding=kernel // 2, groups=weight.shape[0]).transpose(1, 2)
     half, length = kernel // 2, x.shape[1]
@@ -79,8 +82,10 @@ def convolve(x: Tensor, logits: Tensor, context: Context) -> Tensor:
 
     Padding must be zero in x; other documents are left out.
     """
-    weights = logits.float().softmax(-1).to(x.dtype)
     near = context.neighbours(logits.shape[-1])
+    if kernels.fast(x):
+        return kernels.convolve(x, logits, near)
+    weights = logits.float().softmax(-1).to(x.dtype)
     if near is not None:
         weights = weights * near[:, :, None, :]
     heads, kernel = logits.shape[-2:]

@@ -1,0 +1,350 @@
+"""Faster forms of what a training step does most, for eager execution on CPU; elsewhere the plain expressions run.
+
+Each function equals its plain form but for rounding and for which values dropout takes, and keeps less for the backward
+pass.  Compiled, exported, on other devices, and inside `plain()`, which also allows second derivatives, nothing here runs.
+What the parts take of an ELECTRA-small step of 32 x 128 tokens in bf16, on 2 cores (LOG.md tells what did not pay):
+
+    noise        random bytes from a hash of a counter: 0.35 ms for 2M values; Bernoulli draws, on one core only: 8 ms
+    attend       three matrix products and a softmax; fused attention has no dropout on CPU and falls back to slow steps
+    add_norm     dropout, sum and norm keep one float32 tensor and a byte a value
+    surprise     loss and draw from blocks of rows that fit the cache: 4 passes over the logits, not 12
+    convolve     banded matrix products, 3 times faster than shifted sums, and linear in the length
+    depthwise    channels stay last and no transposes are made: 2 ms, not 5, for 4,096 x 256 values
+    keep_memory  freed memory is not returned to the system and zeroed again: a fifth of the step
+"""
+
+import ctypes
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+import torch.nn.functional as F
+from torch import Size, Tensor, nn
+from torch.autograd.function import Function, once_differentiable
+
+LEVELS = 256  # steps of a probability: dropout decides by a byte
+ROWS = 64  # rows of logits worked on at a time
+WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers of the size of a number
+
+_plain: ContextVar[bool] = ContextVar("plain", default=False)
+
+
+@contextmanager
+def plain() -> Iterator[None]:
+    """Run the plain expressions inside: for second derivatives, and to compare."""
+    token = _plain.set(True)
+    try:
+        yield
+    finally:
+        _plain.reset(token)
+
+
+def fast(x: Tensor) -> bool:
+    """Return whether the forms of this file serve this tensor."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return False
+    return x.device.type == "cpu" and x.element_size() in WHOLE and not _plain.get()
+
+
+def lower(x: Tensor) -> Tensor:
+    """Cast to the precision of autocast, once instead of at each linear map that reads x."""
+    kind = x.device.type
+    return x.to(torch.get_autocast_dtype(kind)) if kind != "meta" and torch.is_autocast_enabled(kind) else x
+
+
+def keep_memory() -> None:
+    """Keep freed memory for the next step, where the C library is glibc; the process holds its peak until it ends."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        trim_threshold, mmap_max = -1, -4
+        libc.mallopt(trim_threshold, -1)
+        libc.mallopt(mmap_max, 0)
+
+
+def noise(shape: Size) -> Tensor:
+    """Draw uniform bytes, fixed by torch's seed.
+
+    A hash of a counter, as in SplitMix64: unlike a generator's, its words do not wait for one another.
+    """
+    count = math.prod(shape)
+    words = torch.arange(-(-count // 8)).add_(torch.randint(2**62, ())).mul_(-0x61C8864680B583EB)
+    for factor in (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15):
+        words = words.bitwise_xor_(words >> 32).mul_(factor)
+    return words.view(torch.uint8)[:count].view(shape)
+
+
+def kept(chance: Tensor, level: int, dtype: torch.dtype) -> Tensor:
+    """Return 1 where the bytes say keep and 0 elsewhere, as integers of the size of `dtype`."""
+    return torch.ge(chance, level, out=torch.empty(chance.shape, dtype=WHOLE[dtype.itemsize]))
+
+
+def masked(x: Tensor, keep: Tensor) -> Tensor:
+    """Return x with zeros where `keep` is 0: a product of bits, quicker than one of numbers or a selection."""
+    return torch.mul(x.view(keep.dtype), keep).view(x.dtype)
+
+
+def dropping(p: float) -> int | None:
+    """Return a probability in steps of 1/256, None where only a finer one would do."""
+    level = round(LEVELS * p)
+    return level if p == 0 or 0 < level < LEVELS else None
+
+
+def drop(x: Tensor, p: float) -> Tensor:
+    """Dropout, with the probability rounded to 1/256 and the scale made to fit."""
+    level = dropping(p)
+    if level is None or not fast(x):
+        return F.dropout(x, p)
+    return x if level == 0 else _run(_Drop, x.contiguous(), level)
+
+
+def add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
+    """Return norm(x + dropout(y)): [B, L, D]."""
+    level = dropping(p)
+    if level is None or not fast(x) or x.shape != y.shape:
+        return torch.as_tensor(norm(x + F.dropout(y, p)))
+    wide = x.to(torch.promote_types(x.dtype, norm.weight.dtype))
+    return _run(_AddNorm, wide, y.contiguous(), norm.weight, norm.bias, norm.eps, level)
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int, visible: Tensor | None, p: float) -> Tensor:
+    """Return softmax(Q K^T / sqrt(E)) V of each head: three [B, L, H*E] -> [B, L, H*E].
+
+    visible: bool, broadcast to [B, H, L, L], true where a token (third) sees another (fourth).  p: dropout of the weights.
+    """
+    level = dropping(p)
+    if level is None or not fast(query) or (level == 0 and query.shape[1] > 512):
+        q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=p).transpose(1, 2).flatten(-2)
+    with torch.autocast("cpu", enabled=False):
+        return _run(_Attend, query, key, value, heads, visible, level)
+
+
+def surprise(logits: Tensor, targets: Tensor, uniform: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Return the nats of each target, float32 [N], for logits [N, V]; and a token drawn for each uniform number [N]."""
+    if fast(logits):
+        nats, drawn = _run(_Surprise, logits, targets, uniform)
+        return nats, None if uniform is None else drawn
+    logits = logits.float()
+    drawn = None if uniform is None else pick(logits.detach().softmax(-1), uniform)
+    return F.cross_entropy(logits, targets, reduction="none"), drawn
+
+
+def pick(chances: Tensor, uniform: Tensor, width: int = 256) -> Tensor:
+    """Return the index at which the sum of the chances [N, V] passes a uniform number [N]: first the block, then in it."""
+    size = chances.shape[-1]
+    blocks = size // width
+    whole = chances[:, : blocks * width].unflatten(-1, (blocks, width)).sum(-1)
+    sums = torch.cat([whole, chances[:, blocks * width :].sum(-1, keepdim=True)], -1)
+    below = sums.cumsum(-1)
+    wanted = uniform[:, None] * below[:, -1:]
+    block = _passes(below, wanted)
+    columns = (block * width + torch.arange(width, device=block.device)).clamp(max=size - 1)
+    place = _passes(chances.gather(1, columns).cumsum(-1), wanted - (below - sums).gather(1, block))
+    return columns.gather(1, place)[:, 0]
+
+
+def convolve(x: Tensor, logits: Tensor, near: Tensor | None) -> Tensor:
+    """Mix each token's K neighbours by its own weights: x [B, L, H*E], logits [B, L, H, K] -> [B, L, H*E].
+
+    near: bool [B, L, K], which neighbours count.
+    """
+    with torch.autocast("cpu", enabled=False):
+        return _run(_Convolve, x, logits, near)
+
+
+def depthwise(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve each channel with its own kernel: x [B, L, D], weight [D, 1, K] -> [B, L, D]."""
+    wide = torch.promote_types(x.dtype, torch.float32)  # the gradient of the weights is slower in bf16
+    with torch.autocast("cpu", enabled=False):
+        image, taps = x.to(wide).transpose(1, 2)[:, :, None], weight.to(wide)[:, :, None]
+        taps = taps.contiguous(memory_format=torch.channels_last)
+        y = F.conv2d(image, taps, padding=(0, weight.shape[-1] // 2), groups=len(weight))
+    return y[:, :, 0].transpose(1, 2).to(x.dtype)
+
+
+def _run(function: type[Function], *inputs: object) -> Tensor:
+    result: Tensor = function.apply(*inputs)
+    return result
+
+
+class _Drop(Function):
+    @staticmethod
+    def forward(ctx, x, level):  # type: ignore[no-untyped-def]
+        chance = noise(x.shape)
+        ctx.save_for_backward(chance)
+        ctx.level = level
+        return masked(x, kept(chance, level, x.dtype)).mul_(LEVELS / (LEVELS - level))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        (chance,) = ctx.saved_tensors
+        return masked(grad.contiguous(), kept(chance, ctx.level, grad.dtype)).mul_(LEVELS / (LEVELS - ctx.level)), None
+
+
+class _AddNorm(Function):
+    @staticmethod
+    def forward(ctx, x, y, weight, bias, eps, level):  # type: ignore[no-untyped-def]
+        chance = None
+        if level:
+            chance = noise(y.shape)
+            y = masked(y, kept(chance, level, y.dtype))
+        total = torch.add(x, y, alpha=LEVELS / (LEVELS - level))
+        out, mean, scale = torch.native_layer_norm(total, weight.shape, weight, bias, eps)
+        ctx.save_for_backward(total, weight, bias, mean, scale, chance)
+        ctx.level, ctx.lower = level, y.dtype
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        total, weight, bias, mean, scale, chance = ctx.saved_tensors
+        dx, dweight, dbias = torch.ops.aten.native_layer_norm_backward(
+            grad.contiguous(), total, weight.shape, mean, scale, weight, bias, [True] * 3
+        )
+        if ctx.level == 0:
+            return dx, dx.to(ctx.lower), dweight, dbias, None, None
+        dy = torch.mul(dx, LEVELS / (LEVELS - ctx.level), out=torch.empty(dx.shape, dtype=ctx.lower))
+        return dx, masked(dy, kept(chance, ctx.level, ctx.lower)), dweight, dbias, None, None
+
+
+class _Attend(Function):
+    @staticmethod
+    def forward(ctx, query, key, value, heads, visible, level):  # type: ignore[no-untyped-def]
+        q, k, v = (_rows(x, heads) for x in (query, key, value))
+        weights = dropped = _chances(_product(q, k.transpose(1, 2), q.shape[-1] ** -0.5), visible, heads)
+        chance = None
+        if level:
+            chance = noise(weights.shape)
+            dropped = masked(weights, kept(chance, level, q.dtype))
+        ctx.save_for_backward(q, k, v, weights, chance)
+        ctx.heads, ctx.level = heads, level
+        return _merged(_product(dropped, v, LEVELS / (LEVELS - level)), heads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        q, k, v, weights, chance = ctx.saved_tensors
+        small, large = q.shape[-1] ** -0.5, LEVELS / (LEVELS - ctx.level)
+        g = _rows(grad, ctx.heads)
+        dweights, dropped = _product(g, v.transpose(1, 2), large), weights
+        if ctx.level:
+            keep = kept(chance, ctx.level, q.dtype)
+            dweights, dropped = masked(dweights, keep), masked(weights, keep)
+        dv = _product(dropped.transpose(1, 2), g, large)
+        dscores = torch._softmax_backward_data(dweights, weights, -1, q.dtype)
+        dq, dk = _product(dscores, k, small), _product(dscores.transpose(1, 2), q, small)
+        return *(_merged(d, ctx.heads) for d in (dq, dk, dv)), None, None, None
+
+
+class _Surprise(Function):
+    @staticmethod
+    def forward(ctx, logits, targets, uniform):  # type: ignore[no-untyped-def]
+        wide = torch.promote_types(logits.dtype, torch.float32)
+        nats, drawn = torch.empty(len(logits), dtype=wide), torch.empty_like(targets)
+        slope = torch.empty_like(logits) if ctx.needs_input_grad[0] else None
+        for at in range(0, len(logits), ROWS):
+            here = slice(at, at + ROWS)
+            row, target = logits[here].to(wide), targets[here, None]
+            chances = row.softmax(-1)
+            # The likeliest token has the chance 1 / sum(exp(row - row.max)).
+            nats[here] = row.amax(-1) - chances.amax(-1).log() - row.gather(1, target)[:, 0]
+            if uniform is not None:
+                drawn[here] = pick(chances, uniform[here])
+            if slope is not None:
+                slope[here] = chances.scatter_add_(1, target, chances.new_full(target.shape, -1))
+        ctx.save_for_backward(slope)
+        ctx.mark_non_differentiable(drawn)
+        return nats, drawn
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
+        (slope,) = ctx.saved_tensors
+        return torch.mul(slope, grad[:, None], out=torch.empty_like(slope)), None, None
+
+
+class _Convolve(Function):
+    @staticmethod
+    def forward(ctx, x, logits, near):  # type: ignore[no-untyped-def]
+        length, heads, taps = logits.shape[1:]
+        size = max(32, taps - 1)  # of blocks: small, to multiply few zeros
+        # The last dimension of a softmax may be long but not short: taps go first.
+        chances = logits.permute(3, 0, 2, 1).to(torch.promote_types(x.dtype, torch.float32)).contiguous().softmax(0)
+        counted = chances if near is None else chances * near.permute(2, 0, 1)[:, :, None]
+        weights = F.pad(counted.to(x.dtype), (0, -length % size)).permute(1, 2, 3, 0).reshape(-1, size, taps)
+        padded = F.pad(x, (0, 0, taps // 2, taps // 2 + -length % size)).unflatten(-1, (heads, -1))
+        blocks = padded.unfold(1, size + taps - 1, size).permute(0, 2, 1, 4, 3).flatten(0, 2)
+        ctx.save_for_backward(chances, near, weights, blocks)
+        ctx.heads, ctx.length = heads, length
+        y = torch.bmm(_band(weights), blocks).unflatten(0, (len(x), heads, -1)).flatten(2, 3)
+        return y[:, :, :length].transpose(1, 2).flatten(2)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        chances, near, weights, blocks = ctx.saved_tensors
+        (rows, length, _), (_, size, taps), heads = grad.shape, weights.shape, ctx.heads
+        g = F.pad(grad, (0, 0, 0, -length % size)).unflatten(-1, (heads, -1)).transpose(1, 2).reshape(len(weights), size, -1)
+        parts = torch.bmm(_band(weights).transpose(1, 2), g).unflatten(0, (rows, heads, -1)).permute(0, 2, 3, 1, 4)
+        count = parts.shape[1]
+        dx = g.new_zeros(rows, count + 1, size, *parts.shape[3:])
+        dx[:, :count] = parts[:, :, :size]
+        dx[:, 1:, : taps - 1] += parts[:, :, size:]
+        dweights = _diagonals(torch.bmm(g, blocks.transpose(1, 2)), taps).unflatten(0, (rows, heads, count)).flatten(2, 3)
+        dchances = dweights[:, :, :length].permute(3, 0, 1, 2).to(chances.dtype).contiguous()
+        if near is not None:
+            dchances *= near.permute(2, 0, 1)[:, :, None]
+        dlogits = torch._softmax_backward_data(dchances, chances, 0, chances.dtype)
+        dx = dx.flatten(1, 2)[:, taps // 2 : taps // 2 + length].flatten(2)
+        return dx, dlogits.permute(1, 3, 2, 0).to(grad.dtype), None
+
+
+def _passes(below: Tensor, wanted: Tensor) -> Tensor:
+    """Return where sums [N, M] pass a number [N, 1]; one that rounding put past the last counts as just before it."""
+    last = torch.nextafter(below[:, -1:], torch.zeros_like(wanted))
+    return torch.searchsorted(below, wanted.minimum(last), right=True)
+
+
+def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """Return scale * a b for each of the matrices, the scale at no cost."""
+    return torch.baddbmm(a.new_zeros(()), a, b, beta=0, alpha=scale)
+
+
+def _chances(scores: Tensor, visible: Tensor | None, heads: int) -> Tensor:
+    """Softmax of scores [B*H, L, L] over what is visible; zeros where nothing is, as in `scaled_dot_product_attention`."""
+    if visible is None:
+        return scores.softmax(-1)
+    barred = torch.zeros(visible.shape, dtype=scores.dtype).masked_fill_(~visible, torch.finfo(scores.dtype).min)
+    scores.unflatten(0, (-1, heads)).add_(barred)
+    chances = scores.softmax(-1)
+    blind = ~visible.any(-1, keepdim=True)
+    if blind.any():
+        chances.unflatten(0, (-1, heads)).masked_fill_(blind, 0.0)
+    return chances
+
+
+def _rows(x: Tensor, heads: int) -> Tensor:
+    """[B, L, H*E] -> [B*H, L, E], in one piece."""
+    return torch.flatten(x.unflatten(-1, (heads, -1)).transpose(1, 2).contiguous(), 0, 1)
+
+
+def _merged(x: Tensor, heads: int) -> Tensor:
+    """[B*H, L, E] -> [B, L, H*E]."""
+    return torch.flatten(x.unflatten(0, (-1, heads)).transpose(1, 2), 2)
+
+
+def _band(weights: Tensor) -> Tensor:
+    """[N, T, K] -> matrices [N, T, T + K - 1] with row t's weights from column t on."""
+    count, size, taps = weights.shape
+    matrices = weights.new_zeros(count, size, size + taps - 1)
+    _diagonals(matrices, taps).copy_(weights)
+    return matrices
+
+
+def _diagonals(matrices: Tensor, taps: int) -> Tensor:
+    """Return the view of matrices [N, T, T + K - 1] that `_band` fills: [N, T, K]."""
+    count, size, wide = matrices.shape
+    return matrices.as_strided((count, size, taps), (size * wide, wide + 1, 1))
