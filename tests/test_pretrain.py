@@ -245,47 +245,40 @@ def logged(out):
     return (out / "metrics.jsonl").read_bytes().count(b"\n") if (out / "metrics.jsonl").exists() else 0
 
 
-def kill_at_random(settings, out, *, kills, seconds, chance):
-    """Kill a run some times, each time at a moment within some seconds, and let it end; return after how many steps."""
-    steps = []
+def kill_at_random(settings, folder, *, kills, chance):
+    """Kill runs at random moments, each until it ends, and check how; return after how many steps they were killed."""
+    whole, out, steps = folder / "whole", folder / "killed", []
+    assert ended(start(settings.model_copy(update={"plan": Plan(steps=1)}), folder / "first")) == 0
+    began = time.monotonic()
+    assert ended(start(settings, whole)) == 0
+    seconds = time.monotonic() - began
     while len(steps) < kills:
         process = start(settings, out)
         process.join(chance.uniform(0, seconds))
-        if process.exitcode is not None:
-            break
-        process.kill()
-        assert ended(process) == -signal.SIGKILL
-        steps.append(logged(out))
+        if process.exitcode is None:
+            process.kill()
+            assert ended(process) == -signal.SIGKILL
+            steps.append(logged(out))
+        else:
+            assert process.exitcode == 0
+            assert_same_outcome(out, whole)
+            shutil.rmtree(out)
     assert ended(start(settings, out)) == 0
-    return steps
-
-
-def seconds_of(settings, out):
-    """How long a process takes for the whole run, once the server has imported everything."""
-    for folder in (out.with_name("first"), out):
-        began = time.monotonic()
-        assert ended(start(settings, folder)) == 0
-    return time.monotonic() - began
+    assert_same_outcome(out, whole)
+    return sorted(steps)
 
 
 @pytest.mark.parametrize("kind", ARCHES)
 def test_a_run_killed_at_random_moments_ends_with_the_same_bits(tiny_corpus, tmp_path, kind):
-    settings = settings_of(tiny_corpus, kind)
-    seconds = seconds_of(settings, tmp_path / "whole")
-    assert kill_at_random(settings, tmp_path / "killed", kills=4, seconds=seconds, chance=Random(kind))
-    assert_same_outcome(tmp_path / "killed", tmp_path / "whole")
+    kill_at_random(settings_of(tiny_corpus, kind), tmp_path, kills=4, chance=Random(kind))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ARCHES)
 def test_twenty_kills_at_random_moments_change_nothing(tiny_corpus, tmp_path, kind):
     settings = settings_of(tiny_corpus, kind, plan={"steps": 200}, save_every=7)
-    seconds, chance, steps = seconds_of(settings, tmp_path / "whole"), Random(kind), []
-    while len(steps) < 20:
-        steps += kill_at_random(settings, tmp_path / "killed", kills=1, seconds=seconds, chance=chance)
-        assert_same_outcome(tmp_path / "killed", tmp_path / "whole")
-        shutil.rmtree(tmp_path / "killed")
-    print(f"{kind}: killed after steps {sorted(steps)} of 200; the same bits each time")
+    steps = kill_at_random(settings, tmp_path, kills=20, chance=Random(kind))
+    print(f"{kind}: killed after steps {steps} of 200; the same bits each time")
 
 
 def test_a_run_asked_to_stop_saves_exits_with_75_and_goes_on(tiny_corpus, tmp_path, uninterrupted):

@@ -5,6 +5,7 @@ from itertools import islice
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from pydantic import ValidationError
 from torch import nn
 
@@ -243,8 +244,10 @@ def test_bf16_computes_in_bf16_and_keeps_its_weights_in_float32(tiny_corpus):
 def test_the_precision_is_the_plans_whatever_the_launcher_says(tiny_corpus, monkeypatch):
     plain, _, _ = run(tiny_corpus, steps=2)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
     again, _, _ = run(tiny_corpus, steps=2)
     assert again == plain
+    assert make_accelerator().mixed_precision == "no"
 
 
 # Printed by this test when the objectives passed their own, on x86-64 with torch 2.13 and one thread.  They move when the
