@@ -1,0 +1,266 @@
+"""Every fast path against the plain expressions it stands for: values, gradients, chance, and where it must not run."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from layerwright import kernels
+from layerwright.architecture import Architecture
+from layerwright.backbone import Backbone
+from layerwright.kernels import add_norm, attend, convolve, depthwise, drop, keep_memory, noise, pick, plain, surprise
+from layerwright.layers import Context, convolution
+
+MASK = torch.tensor([[True] * 7, [False, True, True, True, True, False, False], [False] * 7])
+DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 2, 2], [0] * 7])
+CONTEXTS = [Context(), Context(MASK), Context(None, DOCUMENTS), Context(MASK, DOCUMENTS)]
+
+
+def leaf(*shape: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(*shape, dtype=dtype).requires_grad_()
+
+
+def seeded(function, *inputs):
+    """A function whose chance is the same at every call, as a check by differences needs it."""
+    torch.manual_seed(7)
+    return function(*inputs)
+
+
+def same_both_ways(function, *inputs: Tensor, tolerance: float = 1e-12) -> None:
+    """Hold that a function and its gradients are the same inside and outside `plain()`."""
+    found = function(*inputs)
+    with plain():
+        expected = function(*inputs)
+    torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
+    slope = torch.randn_like(expected)
+    grads = [torch.autograd.grad(y, inputs, slope) for y in (found, expected)]
+    torch.testing.assert_close(*grads, rtol=tolerance, atol=tolerance)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("heads", [1, 3])
+def test_attend_is_scaled_dot_product_attention(context, heads):
+    def function(q, k, v):
+        return attend(q, k, v, heads=heads, visible=context.visible(), p=0.0)
+
+    same_both_ways(function, *(leaf(3, 7, 6) for _ in range(3)))
+    same_both_ways(function, *(leaf(3, 7, 6, dtype=torch.float32) for _ in range(3)), tolerance=1e-5)
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_attend_drops_weights_by_its_bytes(context):
+    q, k, v = (leaf(3, 7, 6) for _ in range(3))
+    found = seeded(lambda: attend(q, k, v, heads=2, visible=context.visible(), p=0.25))
+    torch.manual_seed(7)
+    keep = (noise(torch.Size([6, 7, 7])) >= 64).view(3, 2, 7, 7) / 0.75
+    split = [x.unflatten(-1, (2, 3)).transpose(1, 2) for x in (q, k, v)]
+    scores = split[0] @ split[1].transpose(2, 3) / 3**0.5
+    if context.visible() is not None:
+        scores = scores.masked_fill(~context.visible(), float("-inf"))
+    expected = ((scores.softmax(-1).nan_to_num() * keep) @ split[2]).transpose(1, 2).flatten(2)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.25])
+def test_gradients_of_attend(p):
+    def function(q, k, v):
+        return seeded(lambda: attend(q, k, v, heads=2, visible=Context(MASK[:2, :5]).visible(), p=p))
+
+    assert torch.autograd.gradcheck(function, [leaf(2, 5, 4) for _ in range(3)])
+
+
+@pytest.mark.parametrize("p", [0.0, 0.25])
+def test_gradients_of_add_norm_and_drop(p):
+    norm = nn.LayerNorm(6, dtype=torch.float64)
+    with torch.no_grad():
+        norm.weight.normal_(), norm.bias.normal_()
+
+    def function(x, y, weight, bias):
+        return seeded(lambda: add_norm(x, y, norm, p))
+
+    assert torch.autograd.gradcheck(function, (leaf(2, 3, 6), leaf(2, 3, 6), norm.weight, norm.bias))
+    assert torch.autograd.gradcheck(lambda x: seeded(drop, x, p), (leaf(2, 3, 6),))
+
+
+def test_add_norm_drops_then_adds_then_norms():
+    norm, x, y = nn.LayerNorm(16), torch.randn(3, 5, 16), torch.randn(3, 5, 16)
+    same_both_ways(lambda x, y: add_norm(x, y, norm, 0.0), x.requires_grad_(), y.requires_grad_(), tolerance=1e-6)
+    found = seeded(add_norm, x, y, norm, 0.25)
+    torch.testing.assert_close(found, norm(x + seeded(drop, y, 0.25)), rtol=1e-6, atol=1e-6)
+
+
+def test_the_sum_of_the_residual_stays_in_the_precision_of_the_norm():
+    x, y = torch.randn(2, 3, 8, dtype=torch.bfloat16), torch.randn(2, 3, 8, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert add_norm(x, y, nn.LayerNorm(8), 0.1).dtype == torch.float32
+    assert add_norm(x, y, nn.LayerNorm(8, dtype=torch.bfloat16), 0.1).dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize(("heads", "kernel"), [(1, 3), (2, 5), (3, 1)])
+def test_convolve_is_the_sum_of_weighted_neighbours(context, heads, kernel):
+    def function(x, logits):
+        return convolution.convolve(x, logits, context)
+
+    same_both_ways(function, leaf(3, 7, 6), leaf(3, 7, heads, kernel), tolerance=1e-6)
+
+
+@pytest.mark.parametrize(("length", "kernel"), [(1, 3), (31, 3), (32, 5), (33, 5), (100, 9), (100, 67), (10, 67)])
+def test_convolve_goes_over_the_edges_of_its_blocks(length, kernel):
+    # The plain form takes the softmax in float32 whatever it is given.
+    def function(x, logits):
+        return convolution.convolve(x, logits, Context())
+
+    same_both_ways(function, leaf(2, length, 4), leaf(2, length, 2, kernel), tolerance=1e-6)
+
+
+def test_gradients_of_convolve():
+    near = Context(None, DOCUMENTS[:2]).neighbours(3)
+    assert torch.autograd.gradcheck(lambda x, logits: convolve(x, logits, near), (leaf(2, 7, 4), leaf(2, 7, 2, 3)))
+    assert torch.autograd.gradcheck(lambda x, logits: convolve(x, logits, None), (leaf(1, 35, 2), leaf(1, 35, 1, 3)))
+
+
+@pytest.mark.parametrize("kernel", [1, 3, 9])
+def test_depthwise_is_a_convolution_of_each_channel(kernel):
+    same_both_ways(lambda x, w: convolution.depthwise(x, w, Context()), leaf(2, 7, 6), leaf(6, 1, kernel))
+    assert torch.autograd.gradcheck(depthwise, (leaf(2, 4, 3), leaf(3, 1, kernel)))
+
+
+@pytest.mark.parametrize("size", [5, 256, 600])
+def test_surprise_is_cross_entropy(size):
+    rows = 2 * kernels.ROWS + 3
+    targets, uniform = torch.randint(size, (rows,)), torch.rand(rows)
+    logits = (3 * leaf(rows, size)).detach().requires_grad_()
+    same_both_ways(lambda logits: surprise(logits, targets)[0].double(), logits, tolerance=1e-5)
+    torch.testing.assert_close(surprise(logits, targets)[0], F.cross_entropy(logits, targets, reduction="none"))
+    assert torch.autograd.gradcheck(lambda x: surprise(x, targets[:3])[0], (leaf(3, size),), fast_mode=True)
+    drawn = surprise(logits, targets, uniform)[1]
+    with plain():
+        assert (surprise(logits, targets, uniform)[1] == drawn).float().mean() > 0.98
+
+
+def test_surprise_of_a_sure_thing_is_finite():
+    logits = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
+    for target, nats in ((0, 0.0), (1, 2e4)):
+        found, _ = surprise(logits, torch.tensor([target]))
+        assert found.item() == pytest.approx(nats)
+        assert torch.autograd.grad(found, logits)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("size", [1, 7, 255, 256, 257, 1000])
+def test_pick_inverts_the_distribution_function(size):
+    chances, uniform = torch.rand(2000, size, dtype=torch.float64).square(), torch.rand(2000, dtype=torch.float64)
+    below = chances.cumsum(-1)
+    expected = torch.searchsorted(below, (uniform * below[:, -1])[:, None], right=True)[:, 0]
+    assert torch.equal(pick(chances, uniform), expected)
+
+
+@pytest.mark.parametrize("size", [4, 256, 300, 512])
+def test_pick_never_takes_what_has_no_chance(size):
+    possible = size // 3
+    chances = F.one_hot(torch.full((3,), possible), size).float()
+    assert pick(chances, torch.tensor([0.0, 0.5, 1 - 2**-24])).tolist() == [possible] * 3
+
+
+def test_noise_is_uniform_and_independent_in_every_byte_of_its_words():
+    words = noise(torch.Size([2**17, 8]))
+    low = (words < 26).double()
+    deviation = (26 / 256 * 230 / 256 / len(words)) ** 0.5
+    assert ((low.mean(0) - 26 / 256).abs() < 5 * deviation).all()
+    assert torch.corrcoef(low.T).fill_diagonal_(0).abs().max() < 5 / len(words) ** 0.5
+    later = torch.corrcoef(torch.stack([low[:-1].flatten(), low[1:].flatten(), (noise(words.shape) < 26)[1:].double().flatten()]))
+    assert later.fill_diagonal_(0).abs().max() < 5 / low.numel() ** 0.5
+    counts = torch.bincount(words.flatten().int(), minlength=256).double()
+    expected = words.numel() / 256
+    assert abs(((counts - expected) ** 2 / expected).sum().item() - 255) < 5 * 510**0.5
+
+
+def test_noise_follows_the_seed():
+    assert torch.equal(seeded(noise, torch.Size([5, 3])), seeded(noise, torch.Size([5, 3])))
+    assert not torch.equal(noise(torch.Size([99])), noise(torch.Size([99])))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_drop_keeps_the_expectation(dtype):
+    dropped = drop(torch.ones(1000, 1000, dtype=dtype), 0.1)
+    share = (dropped == 0).double().mean().item()
+    assert share == pytest.approx(26 / 256, abs=0.002)
+    assert dropped.max().item() == pytest.approx(256 / 230, rel=2**-8)
+    assert drop(dropped, 0.0) is dropped
+
+
+@pytest.mark.parametrize("p", [0.001, 1.0])
+def test_a_probability_that_a_byte_cannot_tell_is_left_to_torch(p):
+    x = torch.ones(200_000)
+    assert (drop(x, p) == 0).float().mean().item() == pytest.approx(p, abs=0.0005)
+
+
+@pytest.mark.parametrize("text", ["32 vocab=50: 2x(attn conv ffn)", "32 embed=16 vocab=50 norm=pre: 2x(conv[kernel=3] attn ffn)"])
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_a_backbone_and_its_gradients_are_those_of_the_plain_path(text, context):
+    backbone, ids = Backbone(Architecture.parse(text), dropout=0.0), torch.randint(50, (3, 7))
+    slope = torch.randn(3, 7, 32)
+
+    def run() -> list[Tensor]:
+        real = torch.ones_like(ids, dtype=torch.bool) if context.mask is None else context.mask
+        y = backbone(ids, context.mask, documents=context.documents) * real[..., None]
+        return [y, *torch.autograd.grad(y, list(backbone.parameters()), slope)]
+
+    found = run()
+    with plain():
+        expected = run()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_bf16_differs_from_float32_as_much_as_the_plain_path_does():
+    backbone, ids = Backbone(Architecture.parse("64 vocab=50: 2x(attn conv ffn)"), dropout=0.0), torch.randint(50, (4, 40))
+    exact = backbone(ids)
+
+    def error() -> float:
+        with torch.autocast("cpu", torch.bfloat16):
+            return (backbone(ids).float() - exact).norm().item() / exact.norm().item()
+
+    found = error()
+    with plain():
+        assert found < 1.5 * error()
+    assert found < 0.02
+
+
+def test_dropout_in_training_is_the_same_for_one_seed_and_another_for_the_next():
+    backbone, ids = Backbone(Architecture.parse("32 vocab=50: attn conv ffn")), torch.randint(50, (2, 9))
+    first, again = seeded(backbone, ids), seeded(backbone, ids)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, backbone(ids))
+
+
+def test_second_derivatives_need_the_plain_path():
+    def penalty() -> Tensor:
+        x = leaf(2, 5, 4)
+        y = add_norm(x, x, nn.LayerNorm(4, dtype=torch.float64), 0.0)
+        (slope,) = torch.autograd.grad(y.pow(3).sum(), x, create_graph=True)
+        return slope.square().sum()
+
+    with plain():
+        penalty().backward()
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        penalty().backward()
+
+
+def test_the_fast_paths_are_for_eager_tensors_on_cpu():
+    assert kernels.fast(torch.ones(1))
+    assert not kernels.fast(torch.ones(1, device="meta"))
+    assert torch.compile(lambda x: x + kernels.fast(x), backend="eager", fullgraph=True)(torch.zeros(1)).item() == 0
+    with plain():
+        assert not kernels.fast(torch.ones(1))
+    assert kernels.fast(torch.ones(1))
+
+
+def test_memory_that_is_kept_is_used_again():
+    keep_memory()
+    assert torch.ones(10_000_000).sum() == 10_000_000
