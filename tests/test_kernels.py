@@ -48,28 +48,29 @@ def test_attend_is_scaled_dot_product_attention(context, heads):
     def function(q, k, v):
         return attend(q, k, v, heads=heads, visible=context.visible(), p=0.0)
 
-    same_both_ways(function, *(leaf(3, 7, 6) for _ in range(3)))
-    same_both_ways(function, *(leaf(3, 7, 6, dtype=torch.float32) for _ in range(3)), tolerance=1e-5)
+    # Only in low precision are the two forms not the same one.
+    same_both_ways(function, *(leaf(3, 7, 6, dtype=torch.bfloat16) for _ in range(3)), tolerance=0.04)
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_attend_drops_weights_by_its_bytes(context):
+@pytest.mark.parametrize("heads", [1, 2])
+def test_attend_drops_weights_by_its_bytes(context, heads):
     q, k, v = (leaf(3, 7, 6) for _ in range(3))
-    found = seeded(lambda: attend(q, k, v, heads=2, visible=context.visible(), p=0.25))
+    found = seeded(lambda: attend(q, k, v, heads=heads, visible=context.visible(), p=0.25))
     torch.manual_seed(7)
-    keep = (noise(torch.Size([6, 7, 7])) >= 64).view(3, 2, 7, 7) / 0.75
-    split = [x.unflatten(-1, (2, 3)).transpose(1, 2) for x in (q, k, v)]
-    scores = split[0] @ split[1].transpose(2, 3) / 3**0.5
+    keep = (noise(torch.Size([3 * heads, 7, 7])) >= 64).view(3, heads, 7, 7) / 0.75
+    split = [x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v)]
+    scores = split[0] @ split[1].transpose(2, 3) / (6 / heads) ** 0.5
     if context.visible() is not None:
         scores = scores.masked_fill(~context.visible(), float("-inf"))
-    expected = ((scores.softmax(-1).nan_to_num() * keep) @ split[2]).transpose(1, 2).flatten(2)
+    weights = scores.softmax(-1)
+    expected = ((torch.where(weights.isnan(), 0.0, weights) * keep) @ split[2]).transpose(1, 2).flatten(2)
     torch.testing.assert_close(found, expected)
 
 
-@pytest.mark.parametrize("p", [0.0, 0.25])
-def test_gradients_of_attend(p):
+def test_gradients_of_attend():
     def function(q, k, v):
-        return seeded(lambda: attend(q, k, v, heads=2, visible=Context(MASK[:2, :5]).visible(), p=p))
+        return seeded(lambda: attend(q, k, v, heads=2, visible=Context(MASK[:2, :5]).visible(), p=0.25))
 
     assert torch.autograd.gradcheck(function, [leaf(2, 5, 4) for _ in range(3)])
 
