@@ -7,6 +7,7 @@ import importlib
 import os
 import sys
 import traceback
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -97,8 +98,21 @@ def main() -> None:
     except (ValueError, OSError, FloatingPointError, IntegrityError, Interrupted, RunInUse) as error:
         if os.environ.get("LAYERWRIGHT_TRACEBACK"):
             traceback.print_exc()
-        warn(str(error) if isinstance(error, Interrupted) else f"error: {error}")
+        warn(str(error) if isinstance(error, Interrupted) else f"error: {error}", everywhere=True)
         sys.exit(exit_code(error))
+
+
+def _tell(version: bool) -> None:
+    if version:
+        say(metadata.version("layerwright"))
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.", callback=_tell, is_eager=True)] = False,
+) -> None:
+    pass
 
 
 @app.command()

@@ -28,9 +28,9 @@ def say(text: str) -> None:
         _stdout.print(Text(text), soft_wrap=True)
 
 
-def warn(text: str) -> None:
-    """Print a line that should be seen but is not part of the result."""
-    if _is_main():
+def warn(text: str, *, everywhere: bool = False) -> None:
+    """Print a line that should be seen but is not part of the result; `everywhere`: from every process of several."""
+    if everywhere or _is_main():
         _stderr.print(Text(text), soft_wrap=True)
 
 

@@ -92,14 +92,14 @@ class Findings:
         """Read a results.json.  spell: how to write the texts of architectures, so that equal ones look the same.
 
         Raises:
-            ValueError: it is not JSON, or not an object.
+            ValueError: it is not JSON, or not of a search.
         """
         try:
             written = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} cannot be read: {error}") from None
-        if not isinstance(written, dict):
-            raise ValueError(f"{path} cannot be read: it holds no results")
+        if not isinstance(written, dict) or "space" not in written:
+            raise ValueError(f"{path} cannot be drawn: it does not hold the results of a search")
         kendall = written.get("kendall") or {}
         return cls(
             title=str(written.get("title") or "Search"),

@@ -74,7 +74,7 @@ def pretrain(settings: PretrainSettings, out: Path, *, label: str = "pretraining
     run = _Run(settings, out)
     with hold(out) if run.machine.is_main_process else nullcontext():
         if run.machine.is_main_process:
-            sealed(out, settings, MAY_CHANGE)
+            sealed(out, settings.explicit(), MAY_CHANGE)
         run.machine.wait_for_everyone()
         if not _finished(out):
             run.resume()

@@ -66,6 +66,16 @@ class PretrainSettings(BaseModel):
         """Read the text: an architecture is a space of one."""
         return presets.space(self.arch)
 
+    def explicit(self) -> Self:
+        """Return the same settings with every text of an architecture written out: what a run folder keeps.
+
+        A default or a preset may change in a later release, and the run must go on as it began.
+        """
+        texts = {"arch": self.space().explicit()}
+        if _fraction(self.generator) is None:
+            texts["generator"] = presets.architecture(self.generator).explicit()
+        return self.model_copy(update=texts)
+
     def steps(self, seconds: float) -> int:
         """Return the budget in steps; seconds: of one step, for a budget in minutes."""
         plan = self.plan
@@ -101,13 +111,20 @@ def make_objective(settings: PretrainSettings, corpus: Corpus) -> Objective:
 
 
 def _generator(settings: PretrainSettings, like: Architecture) -> Architecture:
-    try:
-        fraction = float(Fraction(settings.generator))
-    except (ValueError, ZeroDivisionError):
+    fraction = _fraction(settings.generator)
+    if fraction is None:
         return presets.architecture(settings.generator)
     if not 0 < fraction <= 1:
         raise ValueError(f"generator={settings.generator}: a fraction of the width, at most 1, or an architecture")
     return like.narrow(fraction)
+
+
+def _fraction(text: str) -> float | None:
+    """Return the number that a text such as 1/4 is, None where it is none."""
+    try:
+        return float(Fraction(text))
+    except (ValueError, ZeroDivisionError):
+        return None
 
 
 def stream_of(settings: PretrainSettings, corpus: Corpus, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:

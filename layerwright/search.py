@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from . import cost, presets, ranking
 from .architecture import Architecture
@@ -32,6 +32,19 @@ from .space import Space
 from .strategies import StrategySettings, Trial, at_random
 from .study import History, explore, opened
 from .train import Plan, make_accelerator
+
+
+def _lasting(minutes: float) -> BeforeValidator:
+    """Let a plan of which only other settings are given last its usual minutes."""
+
+    def complete(plan: Any) -> Any:
+        if isinstance(plan, Plan):
+            plan = plan.model_dump(exclude_none=True)
+        if isinstance(plan, Mapping) and not {"steps", "tokens", "minutes"} & plan.keys():
+            return {"minutes": minutes, **plan}
+        return plan
+
+    return BeforeValidator(complete)
 
 
 class SearchSettings(BaseModel):
@@ -60,8 +73,8 @@ class SearchSettings(BaseModel):
     spread: int = Field(0, ge=0)
     baselines: tuple[str, ...] = ("interleaved", "sandwich", "random")
     seeds: int = Field(1, ge=1)
-    supernet: Plan = Plan(minutes=20)
-    retrain: Plan = Plan(minutes=5)
+    supernet: Annotated[Plan, _lasting(20)] = Plan(minutes=20)
+    retrain: Annotated[Plan, _lasting(5)] = Plan(minutes=5)
     objective: Literal["rtd", "mlm"] = "mlm"
     generator: str = "1/4"
     batch: int = Field(128, ge=1)
@@ -70,14 +83,6 @@ class SearchSettings(BaseModel):
     evaluate_rows: int = Field(256, ge=1)
     seed: int = 0
     storage: str | None = None
-
-    @model_validator(mode="after")
-    def _check_budgets(self) -> Self:
-        for name in ("supernet", "retrain"):
-            plan: Plan = getattr(self, name)
-            if plan.steps is None and plan.tokens is None and plan.minutes is None:
-                raise ValueError(f"how long? give {name}.steps, {name}.tokens or {name}.minutes")
-        return self
 
     def training(self, arch: Architecture | Space, plan: Plan, seed: int = 0) -> PretrainSettings:
         """Return the settings of one training of this search; `seed` counts from the search's own."""
@@ -116,7 +121,7 @@ def search(settings: SearchSettings, out: Path) -> dict[str, Any]:
     run = _Run(settings, out)
     with hold(out) if run.machine.is_main_process else nullcontext(), Signals() as signals:
         if run.machine.is_main_process:
-            sealed(out, settings, MAY_CHANGE)
+            sealed(out, settings.model_copy(update={"space": run.space.explicit()}), MAY_CHANGE)
             (out / "chosen.json").unlink(missing_ok=True)
         run.machine.wait_for_everyone()
         return run.finish(signals)

@@ -195,8 +195,12 @@ def test_settings_are_checked_together() -> None:
         read(SearchSettings, assign=["space=x", "strategy.name=evolutoin", "supernet.setps=3"])
     for said in ("corpus: Field required", "did you mean 'evolution'", "did you mean 'steps'"):
         assert said in str(caught.value)
-    with pytest.raises(ValueError, match="how long"):
-        SearchSettings(space=SPACE, corpus=Path(), retrain=Plan())
+
+
+def test_a_plan_without_a_budget_lasts_its_usual_minutes() -> None:
+    assert SearchSettings(space=SPACE, corpus=Path(), retrain=Plan(rate=1e-3)).retrain == Plan(minutes=5, rate=1e-3)
+    assert read(SearchSettings, assign=["supernet.precision=bf16"], space=SPACE, corpus="c").supernet.minutes == 20
+    assert read(SearchSettings, assign=["supernet.steps=7"], space=SPACE, corpus="c").supernet == Plan(steps=7)
 
 
 def test_limits_hold_for_all_that_is_proposed(corpus: Path, tmp_path: Path) -> None:

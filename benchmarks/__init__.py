@@ -1,0 +1,1 @@
+"""What is measured: speed beside peers, and searches on real text."""
