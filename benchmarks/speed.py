@@ -7,9 +7,10 @@ Every side is a process of its own, with its own memory, as its users run it; th
 whatever else the machine does falls on all alike.  The ratio of two sides is the median over the rounds of the ratio in a round.
 
 First both sides must compute the same: with weights copied across and the same corrupted input, logits, losses and
-gradients agree.  The other side is a careful user's: fused AdamW, output layer on the chosen positions only, tokens drawn with one random
-number each (by torch.multinomial a step takes a fifth longer).  The row "memory kept" gives it our setting of the C library's
-allocator as well.  Peak memory is the resident set's (VmHWM) from after the first steps on; so compiling does not count.
+gradients agree.  The other side is a careful user's: fused AdamW, output layer on the chosen positions only, and tokens drawn
+by one random number each (with torch.multinomial a step takes a fifth longer).  The row "memory kept" gives it our setting
+of the C library's allocator as well.  Peak memory is that of the resident set (VmHWM) after the first steps, so that
+compiling does not count.
 """
 
 import argparse
@@ -85,11 +86,11 @@ class Peer(nn.Module):
         masked = torch.where(at(batch.dice, places)[..., 1] < 0.85, SPECIAL.mask, batch.ids.gather(1, places))
         return batch.ids.scatter(1, places, masked)
 
-    def generate(self, batch: Batch, places: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def generate(self, batch: Batch, places: torch.Tensor, ids: torch.Tensor, mean: str = "mean"):
         """Return the logits of the chosen tokens, and the loss."""
         states = self.generator.electra(ids, token_type_ids=batch.segments).last_hidden_state
         logits = self.generator.generator_lm_head(self.generator.generator_predictions(at(states, places).flatten(0, 1)))
-        return logits, F.cross_entropy(logits, batch.ids.gather(1, places).flatten())
+        return logits, F.cross_entropy(logits, batch.ids.gather(1, places).flatten(), reduction=mean)
 
     def detect(self, batch: Batch, ids: torch.Tensor):
         """Return logits and loss of the discriminator."""
@@ -172,25 +173,24 @@ def _outcome(ours: ReplacedTokenDetection, peer: Peer, batch: Batch, side: str) 
     """Return logits, losses and gradients of a side, for tokens drawn by our generator in float32."""
     choice = choose(batch, RATE, SPECIAL)
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        drawn = pick(ours.generator.predict(batch, choice)[0].softmax(-1), at(batch.dice, choice.places)[..., 2].flatten())
+        drawn = ours.generator.predict(batch, choice, at(batch.dice, choice.places)[..., 2].flatten())[1]
         ids, replaced = ours.fill(batch, choice, drawn)
     if side == "ours":
-        logits, targets = ours.generator.predict(batch, choice)
-        nats = F.cross_entropy(logits.float(), targets)
+        nats = ours.generator.predict(batch, choice)[0]
         guesses = ours.head(ours.backbone(ids, None, batch.segments))
         detected = F.binary_cross_entropy_with_logits(guesses.float(), replaced.float())
         first, second = ours.backbone, ours.generator.backbone
         weights = [first.embed.token.weight, first.layers[0].body.query.weight, second.layers[1].body.up.weight]
     else:
-        logits, nats = peer.generate(batch, choice.places, peer.corrupt(batch, choice.places))
+        nats = peer.generate(batch, choice.places, peer.corrupt(batch, choice.places), "none")[1]
         output = peer.detect(batch, ids)
         guesses, detected = output.logits, output.loss
         first, second = peer.discriminator.electra, peer.generator.electra.encoder.layer[0]
         attention = first.encoder.layer[0].attention.self
         weights = [first.embeddings.word_embeddings.weight, attention.query.weight, second.intermediate.dense.weight]
-    grads = torch.autograd.grad(nats + WEIGHT * detected, weights)
+    grads = torch.autograd.grad(nats.mean() + WEIGHT * detected, weights)
     named = {f"gradient {index}": grad for index, grad in enumerate(grads)}
-    return {"generator logits": logits, "masked loss": nats, "logits": guesses, "replaced loss": detected, **named}
+    return {"masked losses": nats, "logits": guesses, "replaced loss": detected, **named}
 
 
 def stepper(kind: str):

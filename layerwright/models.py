@@ -45,7 +45,11 @@ class MaskedHead(nn.Module):
 
     def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
         """Map states [..., D], with the token embedding [V, E], to logits [..., V]."""
-        return F.linear(self.norm(F.gelu(self.transform(states))), embedding, self.bias)
+        return F.linear(self.features(states), embedding, self.bias)
+
+    def features(self, states: Tensor) -> Tensor:
+        """Map states [..., D] to what meets the token embedding, [..., E]."""
+        return torch.as_tensor(self.norm(F.gelu(self.transform(states))))
 
 
 class ReplacedHead(nn.Module):

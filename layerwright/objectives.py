@@ -77,18 +77,19 @@ class MaskedLM(nn.Module):
     def forward(self, batch: Batch) -> Loss:
         """Return the cross-entropy in nats a chosen token, and the share predicted right."""
         choice = choose(batch, self.rate, self.special)
-        logits, targets = self.predict(batch, choice)
-        loss = mean(surprise(logits, targets)[0], choice.real)
-        right = mean((logits.argmax(-1) == targets).float(), choice.real) if not self.training else None
-        return Loss(loss, {} if right is None else {"accuracy": right})
+        nats, likeliest = self.predict(batch, choice)
+        loss = mean(nats, choice.real)
+        if self.training:
+            return Loss(loss, {})
+        right = likeliest == batch.ids.gather(1, choice.places).flatten()
+        return Loss(loss, {"accuracy": mean(right.float(), choice.real)})
 
-    def predict(self, batch: Batch, choice: Choice) -> tuple[Tensor, Tensor]:
-        """Corrupt the chosen tokens and predict them: logits [B * M, V] and the tokens they were [B * M]."""
+    def predict(self, batch: Batch, choice: Choice, chance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Corrupt the chosen tokens and predict them: nats [B * M], and a token for each, drawn by chance or the likeliest."""
         targets = batch.ids.gather(1, choice.places)
         ids = batch.ids.scatter(1, choice.places, self.corrupt(targets, batch, choice))
-        states = at(encode(self.backbone, batch, ids), choice.places)
-        logits = self.head(states.flatten(0, 1), self.backbone.embed.token.weight)
-        return logits, targets.flatten()
+        features = self.head.features(at(encode(self.backbone, batch, ids), choice.places).flatten(0, 1))
+        return surprise(features, self.backbone.embed.token.weight, self.head.bias, targets.flatten(), chance)
 
     def corrupt(self, targets: Tensor, batch: Batch, choice: Choice) -> Tensor:
         """Return what stands at the chosen positions instead of the targets [B, M]."""
@@ -123,9 +124,9 @@ class ReplacedTokenDetection(nn.Module):
         """Return the generator's loss plus `weight` times the discriminator's, both apart, and how often that is right."""
         choice = choose(batch, self.generator.rate, self.generator.special)
         chance = at(batch.dice, choice.places)[..., 2].flatten()  # type: ignore[arg-type]
-        nats, drawn = surprise(*self.generator.predict(batch, choice), chance)
+        nats, drawn = self.generator.predict(batch, choice, chance)
         masked = mean(nats, choice.real)
-        ids, replaced = self.fill(batch, choice, torch.as_tensor(drawn))
+        ids, replaced = self.fill(batch, choice, drawn)
         guesses = self.head(encode(self.backbone, batch, ids)).float()
         detected = mean(F.binary_cross_entropy_with_logits(guesses, replaced.float(), reduction="none"), batch.mask)
         right = mean(((guesses > 0) == replaced).float(), batch.mask)

@@ -133,24 +133,34 @@ def test_depthwise_is_a_convolution_of_each_channel(kernel):
 
 
 @pytest.mark.parametrize("size", [5, 256, 600])
-def test_surprise_is_cross_entropy(size):
+def test_surprise_is_the_cross_entropy_of_a_linear_map(size):
     rows = 2 * kernels.ROWS + 3
-    targets, uniform = torch.randint(size, (rows,)), torch.rand(rows)
-    logits = (3 * leaf(rows, size)).detach().requires_grad_()
-    same_both_ways(lambda logits: surprise(logits, targets)[0].double(), logits, tolerance=1e-5)
-    torch.testing.assert_close(surprise(logits, targets)[0], F.cross_entropy(logits, targets, reduction="none"))
-    assert torch.autograd.gradcheck(lambda x: surprise(x, targets[:3])[0], (leaf(3, size),), fast_mode=True)
-    drawn = surprise(logits, targets, uniform)[1]
-    with plain():
-        assert (surprise(logits, targets, uniform)[1] == drawn).float().mean() > 0.98
+    targets, chance = torch.randint(size, (rows,)), torch.rand(rows)
+    x, matrix, bias = leaf(rows, 6), leaf(size, 6), leaf(size)
+    same_both_ways(lambda *inputs: surprise(*inputs, targets)[0].double(), x, matrix, bias, tolerance=1e-5)
+    assert torch.autograd.gradcheck(
+        lambda *i: surprise(*i, targets[:3])[0], (leaf(3, 2), leaf(size, 2), leaf(size)), fast_mode=True
+    )
+    logits = F.linear(x, matrix, bias)
+    assert torch.equal(surprise(x, matrix, bias, targets)[1], logits.argmax(-1))
+    assert torch.equal(surprise(x, matrix, bias, targets, chance)[1], pick(logits.softmax(-1), chance))
 
 
 def test_surprise_of_a_sure_thing_is_finite():
-    logits = torch.tensor([[1e4, -1e4, 0.0]], requires_grad=True)
+    x, matrix = torch.eye(3)[:1].requires_grad_(), torch.tensor([[1e4, 0, 0], [-1e4, 0, 0], [0, 0, 0]])
     for target, nats in ((0, 0.0), (1, 2e4)):
-        found, _ = surprise(logits, torch.tensor([target]))
+        found, _ = surprise(x, matrix, torch.zeros(3), torch.tensor([target]))
         assert found.item() == pytest.approx(nats)
-        assert torch.autograd.grad(found, logits)[0].isfinite().all()
+        assert torch.autograd.grad(found, x)[0].isfinite().all()
+
+
+def test_surprise_gives_rows_that_do_not_count_no_gradient():
+    x, matrix, bias = leaf(4, 3), leaf(7, 3), leaf(7)
+    nats, _ = surprise(x, matrix, bias, torch.arange(4))
+    for counted in (torch.tensor([True, False, True, False]), torch.zeros(4, dtype=torch.bool)):
+        grads = torch.autograd.grad((nats * counted).sum(), (x, matrix, bias), retain_graph=True)
+        assert grads[0][~counted].eq(0).all()
+        assert all(grad.isfinite().all() for grad in grads)
 
 
 @pytest.mark.parametrize("size", [1, 7, 255, 256, 257, 1000])
