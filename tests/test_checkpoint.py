@@ -524,7 +524,9 @@ def test_a_request_to_stop_reaches_the_outer_of_two_blocks() -> None:
     with Signals() as outer:
         with Signals() as inner:
             os.kill(os.getpid(), signal.SIGTERM)
-        assert inner.stop and outer.stop
+        assert inner.stop
+        assert outer.stop
         with Signals() as later:
             pass
-        assert outer.stop and not later.stop
+        assert outer.stop
+        assert not later.stop
