@@ -19,7 +19,7 @@ from .console import say, table
 from .corpus import Corpus
 from .objectives import MaskedLM, choose
 
-BELOW_PLATEAU = 0.3
+BELOW_PLATEAU = 0.5
 PIECE = 1 << 24
 
 Row = Mapping[str, Any]
