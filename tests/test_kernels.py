@@ -229,18 +229,28 @@ def test_a_backbone_and_its_gradients_are_those_of_the_plain_path(text, context)
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
-def test_bf16_differs_from_float32_as_much_as_the_plain_path_does():
-    backbone, ids = Backbone(Architecture.parse("64 vocab=50: 2x(attn conv ffn)"), dropout=0.0), torch.randint(50, (4, 40))
-    exact = backbone(ids)
+def test_bf16_differs_from_float32_no_more_than_the_plain_path_does():
+    backbone, ids = Backbone(Architecture.parse("64 vocab=50: 4x(attn conv ffn)"), dropout=0.0), torch.randint(50, (8, 40))
+    slope = torch.randn(8, 40, 64)
 
-    def error() -> float:
-        with torch.autocast("cpu", torch.bfloat16):
-            return (backbone(ids).float() - exact).norm().item() / exact.norm().item()
+    def run(enabled: bool) -> list[Tensor]:
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            y = backbone(ids)
+        return [y, *torch.autograd.grad(y, list(backbone.parameters()), slope)]
 
-    found = error()
+    exact = run(False)
+    # What is nothing but rounding, as the gradient of a key's bias, tells nothing.
+    told = [index for index, value in enumerate(exact) if value.norm() > 1e-3]
+
+    def errors() -> Tensor:
+        found = run(True)
+        return torch.stack([(found[index] - exact[index]).norm() / exact[index].norm() for index in told])
+
+    found = errors()
     with plain():
-        assert found < 1.5 * error()
-    assert found < 0.02
+        expected = errors()
+    assert (found < (1.5 * expected).clamp(min=2**-8)).all()
+    assert found.mean() < 1.1 * expected.mean()
 
 
 def test_dropout_in_training_is_the_same_for_one_seed_and_another_for_the_next():
