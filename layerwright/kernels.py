@@ -18,6 +18,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -70,10 +71,15 @@ def noise(shape: Size) -> Tensor:
     A hash of a counter, as in SplitMix64: unlike a generator's, its words do not wait for one another.
     """
     count = math.prod(shape)
-    words = torch.arange(-(-count // 8)).add_(torch.randint(2**62, ())).mul_(-0x61C8864680B583EB)
+    words = _counter(-(-count // 8)) + torch.randint(-(2**62), 2**62, ())
     for factor in (-0x40A7B892E31B1A47, -0x6B2FB644ECCEEE15):
         words = words.bitwise_xor_(words >> 32).mul_(factor)
     return words.view(torch.uint8)[:count].view(shape)
+
+
+@lru_cache(maxsize=16)
+def _counter(size: int) -> Tensor:
+    return torch.arange(size).mul_(-0x61C8864680B583EB)
 
 
 def kept(chance: Tensor, level: int, dtype: torch.dtype) -> Tensor:
