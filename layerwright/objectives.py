@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .backbone import Backbone
 from .batches import Batch
-from .kernels import pick, surprise
+from .kernels import pick, settle, surprise
 from .models import MaskedHead, ReplacedHead
 from .supernet import Supernet
 from .vocabulary import Special
@@ -125,7 +125,7 @@ class ReplacedTokenDetection(nn.Module):
         choice = choose(batch, self.generator.rate, self.generator.special)
         chance = at(batch.dice, choice.places)[..., 2].flatten()  # type: ignore[arg-type]
         nats, drawn = self.generator.predict(batch, choice, chance)
-        masked = mean(nats, choice.real)
+        masked = settle(mean(nats, choice.real), self.generator.parameters())
         ids, replaced = self.fill(batch, choice, drawn)
         guesses = self.head(encode(self.backbone, batch, ids)).float()
         detected = mean(F.binary_cross_entropy_with_logits(guesses, replaced.float(), reduction="none"), batch.mask)
