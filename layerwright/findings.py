@@ -98,8 +98,10 @@ class Findings:
             written = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} cannot be read: {error}") from None
-        if not isinstance(written, dict) or "space" not in written:
-            raise ValueError(f"{path} cannot be drawn: it does not hold the results of a search")
+        if not isinstance(written, dict):
+            raise ValueError(f"{path} cannot be read: it holds no results")
+        if written and not written.keys() & {"space", "trials", "standalone"}:
+            raise ValueError(f"{path} cannot be drawn: these are not the results of a search")
         kendall = written.get("kendall") or {}
         return cls(
             title=str(written.get("title") or "Search"),

@@ -273,7 +273,7 @@ def test_the_configuration_keeps_one_text_and_derives_the_rest(tmp_path):
     ("text", "message"),
     [
         ("32: atn ffn", r"'32: atn ffn'.*did you mean 'attn'"),
-        ("32: {attn|ffn}", r"'32: {attn\|ffn}'.*leaves choices open"),
+        ("32: {attn|ffn}", r"'32: {attn\|ffn}'.*leaves a choice open"),
         ("32: attn[heads=5]", "5 heads do not divide the width 32"),
         ("", "no text of an architecture"),
         (12, "no text of an architecture, but `architecture` is 12"),
