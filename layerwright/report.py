@@ -100,6 +100,8 @@ def _verdict(found: Findings, winner: Standing) -> str:
         return f"{said}. There is no interleaved baseline to compare it with."
     gain = winner.score - rival.score
     said += f"; the interleaved baseline reaches {_over_seeds(rival)}, {score(abs(gain))} {'less' if gain >= 0 else 'more'}. "
+    if rival.learned is False and winner.learned:
+        return said + "But that baseline is still on the unigram plateau: at this budget the lead only tells who left it first."
     if min(len(winner.scores), len(rival.scores)) < 2:
         return said + "One seed cannot tell whether that is chance."
     apart = min(winner.scores) > max(rival.scores) or max(winner.scores) < min(rival.scores)
