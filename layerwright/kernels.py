@@ -75,7 +75,8 @@ def settle(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
     wanted = [parameter for parameter in parameters if parameter.requires_grad]
     with torch.autocast(loss.device.type, enabled=False):
         grads = torch.autograd.grad(loss, wanted, allow_unused=True)
-    return _run(_Settled, loss.detach(), grads, *wanted)
+    used = [(parameter, grad) for parameter, grad in zip(wanted, grads, strict=True) if grad is not None]
+    return _run(_Settled, loss.detach(), [grad for _, grad in used], *(parameter for parameter, _ in used))
 
 
 def noise(shape: Size) -> Tensor:
@@ -205,7 +206,7 @@ class _Settled(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        return None, None, *(None if found is None else found * grad for found in ctx.grads)
+        return None, None, *(found * grad for found in ctx.grads)
 
 
 class _Drop(Function):

@@ -1,5 +1,7 @@
 """Every fast path against the plain expressions it stands for: values, gradients, chance, and where it must not run."""
 
+import weakref
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -8,8 +10,11 @@ from torch import Tensor, nn
 from layerwright import kernels
 from layerwright.architecture import Architecture
 from layerwright.backbone import Backbone
-from layerwright.kernels import add_norm, attend, convolve, depthwise, drop, keep_memory, noise, pick, plain, surprise
+from layerwright.batches import Batch
+from layerwright.kernels import add_norm, attend, convolve, depthwise, drop, keep_memory, noise, pick, plain, settle, surprise
 from layerwright.layers import Context, convolution
+from layerwright.objectives import MaskedLM, ReplacedTokenDetection
+from layerwright.vocabulary import Special
 
 MASK = torch.tensor([[True] * 7, [False, True, True, True, True, False, False], [False] * 7])
 DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 1, 1], [0, 0, 1, 1, 1, 2, 2], [0] * 7])
@@ -258,6 +263,62 @@ def test_dropout_in_training_is_the_same_for_one_seed_and_another_for_the_next()
     first, again = seeded(backbone, ids), seeded(backbone, ids)
     assert torch.equal(first, again)
     assert not torch.equal(first, backbone(ids))
+
+
+def test_a_settled_loss_has_the_value_and_the_gradients_it_had():
+    x, y, unused = leaf(3), leaf(3), leaf(2)
+    fixed = torch.ones(3)
+
+    def grads(through) -> tuple[Tensor, ...]:
+        loss = through((x * y).square().sum(), [x, y, unused, fixed]) * 0.3 + 2 * (x + unused.sum()).sum()
+        return loss.detach(), *torch.autograd.grad(loss, (x, y, unused))
+
+    torch.testing.assert_close(grads(settle), grads(lambda loss, parameters: loss))
+    constant = torch.tensor(1.0)
+    assert settle(constant, [x]) is constant
+    with torch.no_grad():
+        assert not settle(x.sum(), [x]).requires_grad
+
+
+def test_a_settled_loss_frees_what_it_was_made_of():
+    kept = []
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(big := x * 2)
+            kept.append(weakref.ref(big))
+            return x.sum()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * torch.ones(3, dtype=torch.float64)
+
+    x = leaf(3)
+    loss = settle(Watched.apply(x), [x])
+    assert kept[0]() is None
+    loss.backward()
+    assert x.grad.tolist() == [1, 1, 1]
+
+
+def test_replaced_token_detection_has_the_gradients_of_the_plain_path():
+    special = Special(pad=0, unk=1, cls=2, sep=3, mask=4)
+    large, small = (Architecture.parse(f"{width} embed=16 vocab=300: 2x(conv attn ffn)") for width in (32, 8))
+    generator = MaskedLM(Backbone(small, 0.0), special, masked=0.85, random=0.0)
+    objective = ReplacedTokenDetection(Backbone(large, 0.0), generator)
+    ids = torch.randint(5, 300, (4, 30))
+    mask = torch.arange(30) < torch.tensor([[30], [21], [7], [1]])
+    batch = Batch(torch.where(mask, ids, special.pad), mask, dice=torch.rand(4, 30, 3))
+
+    def run() -> list[Tensor]:
+        loss = objective(batch)
+        return [loss.total, *torch.autograd.grad(loss.total, list(objective.parameters()))]
+
+    found = run()
+    with plain():
+        expected = run()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_second_derivatives_need_the_plain_path():
