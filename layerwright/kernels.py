@@ -2,15 +2,16 @@
 
 Each function equals its plain form but for rounding and for which values dropout takes, and keeps less for the backward
 pass.  Compiled, exported, on other devices, and inside `plain()`, which also allows second derivatives, nothing here runs.
-What the parts take of an ELECTRA-small step of 32 x 128 tokens in bf16, on 2 cores (LOG.md tells what did not pay):
+Measured on 2 cores (Zen 5, torch 2.13), in bf16, for 32 rows of 128 tokens, width 256, 4 heads; LOG.md tells what did not pay:
 
-    noise        random bytes from a hash of a counter: 0.35 ms for 2M values; Bernoulli draws, on one core only: 8 ms
-    attend       three matrix products and a softmax; fused attention has no dropout on CPU and falls back to slow steps
+    noise        random bytes by hashing a counter: 0.24 ms for 2M values, where Bernoulli draws take 9 ms on one core
+    attend       products and a softmax, forward and backward: 7 ms; `scaled_dot_product_attention` with dropout: 29 ms
     add_norm     dropout, sum and norm keep three bytes a value, not ten, and make four passes less
-    surprise     output layer, loss and draw for a few rows at a time, in the cache: the logits never exist as a whole
-    convolve     banded matrix products, 3 times faster than shifted sums, and linear in the length
-    depthwise    channels stay last and no transposes are made: 2 ms, not 5, for 4,096 x 256 values
-    keep_memory  freed memory is not returned to the system and zeroed again: a fifth of the step
+    surprise     output layer, loss and draw for a few rows at a time: the logits never exist as a whole; 41 ms, not 75
+    convolve     products with banded matrices, linear in the length: 2.4 ms; shifted sums: 7.4 ms
+    depthwise    channels stay last, so nothing is transposed: 1.7 ms; `conv1d`: 5.3 ms
+    settle       one loss is differentiated before the next is worked out: a tenth of the memory in use at the peak
+    keep_memory  freed memory is not returned to the system, to be zeroed again: 2% of a step, more with larger tensors
 """
 
 import ctypes
