@@ -6,10 +6,10 @@ Measured on 2 cores (Zen 5, torch 2.13), in bf16, for 32 rows of 128 tokens, wid
 
     noise        random bytes by hashing a counter: 0.24 ms for 2M values, where Bernoulli draws take 9 ms on one core
     attend       products and a softmax, forward and backward: 7 ms; `scaled_dot_product_attention` with dropout: 29 ms
-    add_norm     dropout, sum and norm keep three bytes a value, not ten, and make four passes less
-    surprise     output layer, loss and draw for a few rows at a time: the logits never exist as a whole; 41 ms, not 75
-    convolve     products with banded matrices, linear in the length: 2.4 ms; shifted sums: 7.4 ms
-    depthwise    channels stay last, so nothing is transposed: 1.7 ms; `conv1d`: 5.3 ms
+    add_norm     dropout, sum and norm keep three bytes a value, not ten: 1.9 ms, not 6.0
+    surprise     output layer, loss and draw for a few rows at a time, in 37 MB and not 220; the logits never exist as a whole
+    convolve     products with banded matrices, linear in the length: 2.0 ms; shifted sums: 6.6 ms; `unfold`: 41 ms
+    depthwise    channels stay last, so nothing is transposed: 2.9 ms; `conv1d`: 4.5 ms
     settle       one loss is differentiated before the next is worked out: a tenth of the memory in use at the peak
     keep_memory  freed memory is not returned to the system, to be zeroed again: 2% of a step, more with larger tensors
 """
