@@ -34,8 +34,8 @@ def demo(out: Path) -> None:
         strategy=StrategySettings(evolution=Evolution(population=20, parents=5)),
         trials=60,
         top=2,
-        supernet=Plan(steps=700, rate=2e-3, warmup=0.1),
-        retrain=Plan(steps=400, rate=2e-3, warmup=0.1),
+        supernet=Plan(steps=500, rate=2e-3, warmup=0.1),
+        retrain=Plan(steps=280, rate=2e-3, warmup=0.1),
         batch=32,
         length=64,
     )
