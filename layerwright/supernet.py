@@ -1,10 +1,9 @@
 """A supernet: every alternative of a space, sharing weights between the architectures that use it."""
 
-import torch
 from torch import Tensor, nn
 
 from .architecture import Architecture
-from .backbone import Embedding, Residual, initialise, last_norm
+from .backbone import Embedding, Residual, initialise, last_norm, run
 from .layers import Context
 from .space import Space
 
@@ -42,11 +41,9 @@ class Supernet(nn.Module):
             ValueError: the architecture is not in the space.
         """
         context = Context(mask, documents, self.dropout if self.training else 0.0)
-        x: Tensor = self.embed(ids, segments)
-        for slot, taken in zip(self.slots, self.space.path(arch), strict=True):
-            for layer in slot[taken]:  # type: ignore[index]
-                x = layer(x, context)
-        return torch.as_tensor(self.norm(x))
+        chosen = zip(self.slots, self.space.path(arch), strict=True)
+        layers = [layer for slot, taken in chosen for layer in slot[taken]]  # type: ignore[index]
+        return run(layers, self.norm, self.embed(ids, segments), context)
 
     def weights_of(self, arch: Architecture) -> dict[str, Tensor]:
         """Return the weights of `Backbone(arch)`: the same tensors under a backbone's names."""
