@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .backbone import Backbone
 from .batches import Batch
-from .kernels import pick, settle, surprise
+from .kernels import settle, surprise
 from .models import MaskedHead, ReplacedHead
 from .supernet import Supernet
 from .vocabulary import Special
@@ -154,15 +154,6 @@ def encode(net: Backbone | Supernet, batch: Batch, ids: Tensor) -> Tensor:
 def at(states: Tensor, places: Tensor) -> Tensor:
     """Take the states at some places of each row: [B, L, D] and [B, M] -> [B, M, D]."""
     return states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
-
-
-def draw(logits: Tensor, uniform: Tensor) -> Tensor:
-    """Draw a token from softmax(logits) by the inverse of its distribution function: [N, V] and [N] -> [N].
-
-    One uniform number a token instead of V: chance that can travel with the batch, and a fraction of the cost of Gumbel
-    noise.
-    """
-    return pick(logits.float().softmax(-1), uniform)
 
 
 def mean(values: Tensor, real: Tensor | None) -> Tensor:

@@ -11,7 +11,8 @@ from scipy import stats
 from layerwright.architecture import Architecture
 from layerwright.backbone import Backbone
 from layerwright.batches import Batch, batches
-from layerwright.objectives import MaskedLM, ReplacedTokenDetection, choose, draw
+from layerwright.kernels import pick
+from layerwright.objectives import MaskedLM, ReplacedTokenDetection, choose
 from layerwright.recipe import PretrainSettings, make_objective
 from layerwright.space import Space
 from layerwright.supernet import Supernet
@@ -178,7 +179,7 @@ def test_the_discriminator_sees_drawn_tokens_and_no_masks(few):
 
 def test_draw_takes_tokens_as_often_as_the_softmax_says():
     logits = torch.tensor([2.0, -1.0, 0.5, -30.0, 1.0, 0.0, float("-inf"), 1.5])
-    tokens = draw(logits.expand(100_000, -1), torch.rand(100_000))
+    tokens = pick(logits.expand(100_000, -1).softmax(-1), torch.rand(100_000))
     found, expected = torch.bincount(tokens, minlength=8).double(), 100_000 * logits.double().softmax(0)
     assert found[3] == found[6] == 0
     likely = expected > 1
@@ -188,12 +189,14 @@ def test_draw_takes_tokens_as_often_as_the_softmax_says():
 def test_draw_never_takes_an_impossible_token_at_either_end():
     impossible = float("-inf")
     logits = torch.tensor([[impossible, 0.0, 0.0, impossible]]).expand(2, -1)
-    assert draw(logits, torch.tensor([0.0, 1 - 2**-24])).tolist() == [1, 2]
+    assert pick(logits.softmax(-1), torch.tensor([0.0, 1 - 2**-24])).tolist() == [1, 2]
 
 
 def test_draw_follows_each_row_of_a_large_vocabulary():
     wanted = torch.arange(0, 30_000, 997)
-    assert torch.equal(draw(50 * torch.nn.functional.one_hot(wanted, 30_000).float(), torch.rand(len(wanted))), wanted)
+    assert torch.equal(
+        pick((50 * torch.nn.functional.one_hot(wanted, 30_000).float()).softmax(-1), torch.rand(len(wanted))), wanted
+    )
 
 
 def test_generator_and_discriminator_have_one_embedding(few):
