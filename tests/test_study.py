@@ -154,14 +154,17 @@ for death in range(8):
     ready, told = os.pipe()
     child = os.fork()
     if not child:
-        with opened(sys.argv[1]) as storage:
-            kept = history(storage)
+        def tells(arch):
             os.write(told, b"x")
-            for _ in explore(kept, EVOLUTION, worth, trials=1000, seed=0):
+            time.sleep(chance.uniform(0, 0.02))
+            return worth(arch)
+
+        with opened(sys.argv[1]) as storage:
+            for _ in explore(history(storage), EVOLUTION, tells, trials=1000, seed=0):
                 pass
-    if death % 3:
+    for _ in range(chance.randrange(6)):
         os.read(ready, 1)
-    time.sleep(0.2 * chance.random())
+    time.sleep(chance.uniform(0, 0.02))
     os.kill(child, signal.SIGKILL)
     os.waitpid(child, 0)
 """
