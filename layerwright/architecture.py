@@ -77,7 +77,8 @@ class Architecture:
     """A backbone, written as a value.
 
     width: size of the hidden states.  embed: size of the embeddings (0: the width).  vocab, positions, segments:
-    rows of the three embedding tables.  norm: "post" is norm(x + f(x)), "pre" is x + f(norm(x)).  eps: of every norm.
+    rows of the three embedding tables; without segments there is no such table.  norm: "post" is norm(x + f(x)), "pre" is
+    x + f(norm(x)).  eps: of every norm.  offset: further rows of the position table, before that of the first token.
 
     Raises:
         ValueError: an unknown kind or option, or a value that does not fit, with the nearest right one.
@@ -91,13 +92,14 @@ class Architecture:
     segments: int = 2
     norm: str = "post"
     eps: float = 1e-12
+    offset: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "embed", self.embed or self.width)
-        for name in ("width", "embed", "vocab", "positions", "segments"):
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= LARGEST:
-                raise OptionError(f"{name}={value}: must be an integer from 1 to {LARGEST:,}", name)
+        for name in ("width", "embed", "vocab", "positions", "segments", "offset"):
+            value, least = getattr(self, name), int(name not in ("segments", "offset"))
+            if type(value) is not int or not least <= value <= LARGEST:
+                raise OptionError(f"{name}={value}: must be an integer from {least} to {LARGEST:,}", name)
         if self.norm not in ("post", "pre"):
             raise OptionError(f"norm={self.norm}: must be 'post' or 'pre'", "norm")
         if type(self.eps) not in (int, float) or not 0 < self.eps < 1:

@@ -56,8 +56,9 @@ class Embedding(nn.Module):
     def __init__(self, arch: Architecture, dropout: float):
         super().__init__()
         self.token = nn.Embedding(arch.vocab, arch.embed)
-        self.position = nn.Embedding(arch.positions, arch.embed)
-        self.segment = nn.Embedding(arch.segments, arch.embed)
+        self.position = nn.Embedding(arch.offset + arch.positions, arch.embed)
+        self.segment = nn.Embedding(arch.segments, arch.embed) if arch.segments else None
+        self.offset = arch.offset
         self.norm = nn.LayerNorm(arch.embed, eps=arch.eps)
         self.dropout = nn.Dropout(dropout)
         self.widen = nn.Linear(arch.embed, arch.width) if arch.embed != arch.width else nn.Identity()
@@ -66,13 +67,16 @@ class Embedding(nn.Module):
         """Map ids (or, in their place, token vectors [B, L, embed]) and segments [B, L] to [B, L, D].
 
         Raises:
-            ValueError: more tokens in a row than positions.
+            ValueError: more tokens in a row than positions, or a second segment where the architecture has none.
         """
-        length, positions = ids.shape[1], self.position.num_embeddings
-        if length > positions:
-            raise ValueError(f"a row of {length} tokens, and the architecture has {positions} positions")
-        x = (ids if ids.is_floating_point() else self.token(ids)) + self.position.weight[:length]
-        x = x + (self.segment.weight[0] if segments is None else self.segment(segments))
+        end, positions = self.offset + ids.shape[1], self.position.num_embeddings - self.offset
+        if ids.shape[1] > positions:
+            raise ValueError(f"a row of {ids.shape[1]} tokens, and the architecture has {positions} positions")
+        x = (ids if ids.is_floating_point() else self.token(ids)) + self.position.weight[self.offset : end]
+        if self.segment is not None:
+            x = x + (self.segment.weight[0] if segments is None else self.segment(segments))
+        elif segments is not None and not torch.compiler.is_compiling() and segments.any():
+            raise ValueError("a second segment, and the architecture has segments=0")
         return torch.as_tensor(self.widen(drop(self.norm(x), rate(self.dropout))))
 
 

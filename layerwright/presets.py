@@ -1,7 +1,7 @@
 """Names for known texts: published encoders, and a small one for trying things out.
 
 Sizes: Turc et al. 2019 (bert-tiny to bert-medium), Devlin et al. 2019 (bert-base, bert-large), Clark et al. 2020
-(electra-*), and LV-BERT's published sequence (its repository, pretrain.sh).
+(electra-*), Jiang et al. 2020 (convbert-*), and LV-BERT's published sequence (its repository, pretrain.sh).
 """
 
 import re
@@ -20,6 +20,9 @@ PRESETS = {
     "bert-large": "1024: 24x(attn ffn)",
     "electra-small": "256 embed=128: 12x(attn ffn)",
     "electra-base": "768: 12x(attn ffn)",
+    "convbert-small": "256 embed=128: 12x(mixed ffn)",
+    "convbert-medium-small": "384 embed=128: 12x(mixed[heads=8] ffn[groups=2])",
+    "convbert-base": "768: 12x(mixed ffn)",
     "lv-bert-small": "256 embed=128: 2xconv attn 2xffn attn conv 2xffn attn 2xconv attn ffn conv ffn attn conv ffn conv "
     "2xattn ffn attn",
 }

@@ -21,6 +21,16 @@ LAYERS = [
     "conv[heads=1,kernel=31]",
     "ffn[inner=1,act=relu]",
     "ffn[inner=200,act=silu]",
+    "ffn[act=gelu_tanh,groups=4]",
+    "ffn[act=quick_gelu]",
+    "ffn[act=tanh]",
+    "mixed[heads=1]",
+    "mixed[heads=8,ratio=4,kernel=3]",
+    "mixed[heads=8,ratio=4,kernel=15,form=transformers]",
+    "mixed[heads=4,kernel=1,form=paper]",
+    "mixed[heads=4,ratio=1]",
+    "sdconv[heads=4,kernel=3]",
+    "sdconv[heads=1,kernel=31]",
 ]
 
 
@@ -95,7 +105,7 @@ def tokens() -> Tensor:
 
 def test_attention_alone_has_dropout_of_its_own():
     x = torch.randn(2, 9, 64)
-    for kind, differs in (("attn", True), ("conv", False), ("ffn", False)):
+    for kind, differs in (("attn", True), ("mixed", True), ("conv", False), ("sdconv", False), ("ffn", False)):
         module = KINDS[kind].module(64, **dict(Architecture.parse(f"64: {kind}").layers[0].options)).train()
         assert torch.equal(module(x, Context()), module(x, Context()))
         assert torch.equal(module(x, Context(dropout=0.5)), module(x, Context(dropout=0.5))) != differs

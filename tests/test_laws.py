@@ -134,8 +134,8 @@ def test_a_default_written_out_is_the_same_architecture():
     assert short == full
     assert {short: 1}[full] == 1
     assert short.explicit() == (
-        "768 embed=768 vocab=30522 positions=512 segments=2 norm=post eps=1e-12:"
-        " attn[heads=12] conv[heads=12,kernel=9] ffn[inner=3072,act=gelu]"
+        "768 embed=768 vocab=30522 positions=512 segments=2 norm=post eps=1e-12 offset=0:"
+        " attn[heads=12] conv[heads=12,kernel=9] ffn[inner=3072,act=gelu,groups=1]"
     )
     assert short != Architecture.parse("768: attn conv[kernel=7] ffn")
     assert short != Architecture.parse("768 eps=1e-6: attn conv ffn")
@@ -296,6 +296,9 @@ COUNTS = {
     "bert-large": 334_092_288,
     "electra-small": 13_483_008,
     "electra-base": 108_891_648,
+    "convbert-small": 13_143_768,
+    "convbert-medium-small": 17_475_888,
+    "convbert-base": 105_680_520,
     "lv-bert-small": 12_525_856,
 }
 # In millions, as Turc et al. (2019, table 1) print them: with the pooler and the masked-language-modelling head.

@@ -10,7 +10,7 @@ B batch, L length, D width, H heads, E size of a head, K kernel, V vocabulary.
 
 from .attention import SelfAttention
 from .context import Context
-from .convolution import DynamicConvolution
+from .convolution import DynamicConvolution, MixedAttention, SpanConvolution
 from .feedforward import FeedForward
 
-__all__ = ["Context", "DynamicConvolution", "FeedForward", "SelfAttention"]
+__all__ = ["Context", "DynamicConvolution", "FeedForward", "MixedAttention", "SelfAttention", "SpanConvolution"]

@@ -1,6 +1,9 @@
 """Scaled dot-product self-attention (Vaswani et al. 2017, equation 1)."""
 
+import math
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..kernels import attend
@@ -25,9 +28,24 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map [B, L, D] to [B, L, D]."""
-        q, k, v = self.query(x), self.key(x), self.value(x)
-        mixed = attend(q, k, v, heads=self.heads, visible=context.visible(), p=context.dropout)
+        mixed = look(self.query(x), self.key(x), self.value(x), heads=self.heads, context=context)
         return torch.as_tensor(self.out(mixed))
+
+
+def look(query: Tensor, key: Tensor, value: Tensor, *, heads: int, context: Context) -> Tensor:
+    """Return softmax(Q K^T / sqrt(E)) V of each head, three [B, L, H*E] -> [B, L, H*E]; leave the map where one is asked for."""
+    visible = context.visible()
+    if context.maps is None:
+        return attend(query, key, value, heads=heads, visible=visible, p=context.dropout)
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
+    scores = (q @ k.transpose(-2, -1)).float() * q.shape[-1] ** -0.5
+    if visible is not None:
+        scores = scores.masked_fill(~visible, -math.inf)
+    # A token that sees none, such as one of padding, has no map.
+    weights = scores.softmax(-1).nan_to_num(0.0)
+    context.maps.append(weights.to(value.dtype))
+    mixed = F.dropout(weights, context.dropout).to(value.dtype) @ v
+    return torch.flatten(mixed.transpose(1, 2), -2)
 
 
 def divide(width: int, heads: int) -> None:

@@ -10,12 +10,14 @@ class Context(NamedTuple):
     """What the layers of one forward pass share.
 
     mask: bool [B, L], true at real tokens; None where all are real.  documents: integers [B, L]; tokens of different
-    documents do not see each other.  dropout: probability of dropping an attention probability; 0 in evaluation.
+    documents do not see each other.  dropout: probability of dropping an attention probability; 0 in evaluation.  maps:
+    where a layer that attends leaves its probabilities [B, H, L, L] (query, key), before dropout; None: not wanted.
     """
 
     mask: Tensor | None = None
     documents: Tensor | None = None
     dropout: float = 0.0
+    maps: list[Tensor] | None = None
 
     def visible(self) -> Tensor | None:
         """Return which token sees which, bool [B, 1, L or 1, L] (query, key); None where all see all."""

@@ -1,13 +1,21 @@
-"""Dynamic convolution: every token mixes its neighbours with a kernel computed from the input (Wu et al. 2019)."""
+"""Dynamic convolution: every token mixes its neighbours with a kernel computed from the input (Wu et al. 2019).
+
+LV-BERT computes the kernel from a gated input, ConvBERT from a span, and sets such a convolution beside self-attention.
+ConvBERT's paper, its TensorFlow code, from which the released weights come, and its port in transformers differ: the
+option `form` of `mixed` names which of them is computed.
+"""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import kernels
+from ..errors import nearest
 from ..registry import OptionError, layer
-from .attention import divide
+from .attention import divide, look
 from .context import Context
+
+FORMS = ("released", "transformers", "paper")
 
 
 @layer("conv", heads=lambda width: max(1, width // 64), kernel=9)
@@ -31,8 +39,7 @@ class DynamicConvolution(nn.Module):
 
     def initialise(self) -> None:
         """Set what the released code sets otherwise than other matrices: depthwise taps and the map to kernels."""
-        deviation = 1 / self.kernel
-        nn.init.trunc_normal_(self.depthwise.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+        draw_taps(self.depthwise)
         nn.init.xavier_uniform_(self.kernels.weight)
 
     @staticmethod
@@ -43,11 +50,97 @@ class DynamicConvolution(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map [B, L, D] to [B, L, D]."""
-        u = self.value(x) * torch.sigmoid(self.gate(x))
-        if context.mask is not None:
-            u = u * context.mask[..., None].to(u.dtype)
+        u = hide(self.value(x) * torch.sigmoid(self.gate(x)), context)
         logits = self.kernels(self.pointwise(depthwise(u, self.depthwise.weight, context)))
         return torch.as_tensor(self.out(convolve(u, logits.unflatten(-1, (self.heads, self.kernel)), context)))
+
+
+@layer("sdconv", heads=lambda width: max(1, width // 64), kernel=9)
+class SpanConvolution(nn.Module):
+    """Span-based dynamic convolution alone (Jiang et al. 2020), at the whole width.
+
+    The kernel of a token, K weights a head, is a softmax over taps of a linear map of Q * K_s: a query of the token
+    times a key of the span around it, a separable convolution of x.  It mixes the token's K neighbours in V; a linear
+    map follows.  Padding and other documents count as zeros, like the outside of the sequence.
+    """
+
+    def __init__(self, width: int, heads: int, kernel: int):
+        super().__init__()
+        self.heads, self.kernel = heads, kernel
+        self.query, self.value = nn.Linear(width, width), nn.Linear(width, width)
+        self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width, bias=False)
+        self.pointwise = nn.Linear(width, width)
+        self.kernels = nn.Linear(width, heads * kernel)
+        self.out = nn.Linear(width, width)
+
+    def initialise(self) -> None:
+        """Draw the depthwise taps as the released code does."""
+        draw_taps(self.depthwise)
+
+    @staticmethod
+    def check(width: int, heads: int, kernel: int) -> None:
+        """Raise ValueError where the heads do not divide the width, or the kernel has no centre."""
+        divide(width, heads)
+        centred(kernel)
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Map [B, L, D] to [B, L, D]."""
+        span = self.pointwise(depthwise(hide(x, context), self.depthwise.weight, context))
+        logits = self.kernels(self.query(x) * span).unflatten(-1, (self.heads, self.kernel))
+        return torch.as_tensor(self.out(convolve(hide(self.value(x), context), logits, context)))
+
+
+@layer("mixed", heads=lambda width: max(1, width // 64), ratio=2, kernel=9, form="released")
+class MixedAttention(nn.Module):
+    """ConvBERT's mixed attention: some heads attend, some convolve by spans; both read one query (Jiang et al. 2020).
+
+    Of `heads` heads each branch keeps one in `ratio` (gamma), rounded down, at least one.  By `form`, with D the width:
+
+    released      the TensorFlow code and the released weights: heads of D / heads; the convolution has its own values;
+                  both branches side by side enter one linear map to D
+    transformers  the same with branches of D / 2 each, whatever the ratio, hence wider heads where it is not 2
+    paper         figure 4: one value for both branches, and a linear map to D / 2 behind each of them
+
+    At ratio 2 with an even number of heads, the first two are one.  Unlike all of them, padding never leaks.
+    """
+
+    def __init__(self, width: int, heads: int, ratio: int, kernel: int, form: str):
+        super().__init__()
+        self.heads, self.kernel = max(1, heads // ratio), kernel
+        inner = width // 2 if form == "transformers" else self.heads * (width // heads)
+        self.query, self.key, self.value = (nn.Linear(width, inner) for _ in range(3))
+        self.depthwise = nn.Conv1d(width, width, kernel, padding=kernel // 2, groups=width, bias=False)
+        self.pointwise = nn.Linear(width, inner)
+        self.kernels = nn.Linear(inner, self.heads * kernel)
+        self.conv_value = None if form == "paper" else nn.Linear(width, inner)
+        self.attn_out, self.conv_out = (nn.Linear(inner, width // 2) if form == "paper" else nn.Identity() for _ in range(2))
+        self.out = nn.Linear(width if form == "paper" else 2 * inner, width)
+
+    def initialise(self) -> None:
+        """Draw the depthwise taps as the released code does."""
+        draw_taps(self.depthwise)
+
+    @staticmethod
+    def check(width: int, heads: int, ratio: int, kernel: int, form: str) -> None:
+        """Raise ValueError where heads, ratio, width or kernel do not fit one another, or for an unknown form."""
+        if form not in FORMS:
+            raise OptionError(f"no form '{form}'{nearest(form, FORMS)}", "form")
+        divide(width, heads)
+        centred(kernel)
+        if form == "paper" and width % 2:
+            raise OptionError(f"the width {width} has no half", "form")
+        if form == "transformers" and width % (2 * max(1, heads // ratio)):
+            raise OptionError(f"half the width {width} is not divided by the {max(1, heads // ratio)} heads of a branch", "heads")
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Map [B, L, D] to [B, L, D]."""
+        query, value = self.query(x), self.value(x)
+        seen = look(query, self.key(x), value, heads=self.heads, context=context)
+        span = self.pointwise(depthwise(hide(x, context), self.depthwise.weight, context))
+        logits = self.kernels(query * span).unflatten(-1, (self.heads, self.kernel))
+        own = value if self.conv_value is None else self.conv_value(x)
+        near = convolve(hide(own, context), logits, context)
+        return torch.as_tensor(self.out(torch.cat([self.attn_out(seen), self.conv_out(near)], -1)))
 
 
 def centred(kernel: int) -> None:
@@ -58,6 +151,17 @@ def centred(kernel: int) -> None:
     """
     if kernel % 2 == 0:
         raise OptionError(f"kernel {kernel} is even and has no centre; {kernel - 1} or {kernel + 1} would do", "kernel")
+
+
+def draw_taps(convolution: nn.Conv1d) -> None:
+    """Draw depthwise taps as LV-BERT and ConvBERT begin: normal with deviation 1 / K, cut at two deviations."""
+    deviation = 1 / convolution.kernel_size[0]
+    nn.init.trunc_normal_(convolution.weight, std=deviation, a=-2 * deviation, b=2 * deviation)
+
+
+def hide(x: Tensor, context: Context) -> Tensor:
+    """Return x [B, L, D] with zeros at padding, as a convolution wants it."""
+    return x if context.mask is None else x * context.mask[..., None].to(x.dtype)
 
 
 def depthwise(x: Tensor, weight: Tensor, context: Context) -> Tensor:
