@@ -68,6 +68,149 @@ def test_conv_is_the_dynamic_convolution_of_lv_bert(heads: int, kernel: int, len
     same(module(x, Context()), wanted)
 
 
+def spans(w: dict[str, np.ndarray], tokens: np.ndarray, values: np.ndarray, heads: int, kernel: int) -> np.ndarray:
+    """Span-based dynamic convolution of values [L, P] of one row of tokens [L, D], written out."""
+    mixed, size = np.zeros_like(values), values.shape[1] // heads
+    for i in range(len(tokens)):
+        places = [(j, i + j - kernel // 2) for j in range(kernel) if 0 <= i + j - kernel // 2 < len(tokens)]
+        span = linear(w, "pointwise", sum(w["depthwise.weight"][:, 0, j] * tokens[place] for j, place in places))
+        logits = linear(w, "kernels", linear(w, "query", tokens[i]) * span).reshape(heads, kernel)
+        for head in range(heads):
+            part = slice(head * size, (head + 1) * size)
+            mixed[i, part] = sum(softmax(logits[head])[j] * values[place, part] for j, place in places)
+    return mixed
+
+
+def attention(w: dict[str, np.ndarray], tokens: np.ndarray, values: np.ndarray, heads: int) -> np.ndarray:
+    """Self-attention with values [L, P] of one row of tokens [L, D], written out."""
+    query, key = (np.array([linear(w, name, token) for token in tokens]) for name in ("query", "key"))
+    mixed, size = np.zeros_like(values), values.shape[1] // heads
+    for head in range(heads):
+        part = slice(head * size, (head + 1) * size)
+        for i in range(len(tokens)):
+            mixed[i, part] = softmax(key[:, part] @ query[i, part] / math.sqrt(size)) @ values[:, part]
+    return mixed
+
+
+@pytest.mark.parametrize(("heads", "kernel", "length"), [(1, 3, 7), (3, 5, 7), (2, 9, 4), (6, 1, 5), (3, 7, 1)])
+@torch.no_grad()
+def test_sdconv_is_the_span_based_dynamic_convolution(heads: int, kernel: int, length: int):
+    module, w = built(f"6: sdconv[heads={heads},kernel={kernel}]")
+    x = torch.randn(2, length, 6, dtype=torch.float64)
+    wanted = []
+    for tokens in x.numpy():
+        values = np.array([linear(w, "value", token) for token in tokens])
+        wanted.append([linear(w, "out", mixed) for mixed in spans(w, tokens, values, heads, kernel)])
+    same(module(x, Context()), np.array(wanted))
+
+
+# Heads and ratio of a layer of width 12; heads of a branch and its width, as each source counts them.
+MIXTURES = [
+    ("released", 4, 2, 2, 6),
+    ("released", 4, 4, 1, 3),
+    ("released", 4, 1, 4, 12),
+    ("released", 1, 2, 1, 12),
+    ("released", 3, 2, 1, 4),
+    ("transformers", 4, 2, 2, 6),
+    ("transformers", 4, 4, 1, 6),
+    ("transformers", 1, 2, 1, 6),
+    ("transformers", 6, 2, 3, 6),
+    ("paper", 4, 2, 2, 6),
+    ("paper", 4, 4, 1, 3),
+    ("paper", 1, 2, 1, 12),
+]
+
+
+@pytest.mark.parametrize(("form", "heads", "ratio", "branch", "inner"), MIXTURES)
+@torch.no_grad()
+def test_mixed_is_the_mixed_attention_of_convbert(form: str, heads: int, ratio: int, branch: int, inner: int):
+    """Both branches read one query; what they give, mapped to half the width in the paper's form, enters one linear map."""
+    module, w = built(f"12: mixed[heads={heads},ratio={ratio},kernel=5,form={form}]")
+    assert w["query.weight"].shape == (inner, 12)
+    x = torch.randn(2, 7, 12, dtype=torch.float64)
+    wanted = []
+    for tokens in x.numpy():
+        value = np.array([linear(w, "value", token) for token in tokens])
+        own = value if form == "paper" else np.array([linear(w, "conv_value", token) for token in tokens])
+        seen, near = attention(w, tokens, value, branch), spans(w, tokens, own, branch, 5)
+        if form == "paper":
+            seen = np.array([linear(w, "attn_out", mixed) for mixed in seen])
+            near = np.array([linear(w, "conv_out", mixed) for mixed in near])
+        wanted.append([linear(w, "out", both) for both in np.concatenate([seen, near], axis=1)])
+    same(module(x, Context()), np.array(wanted))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("12: mixed[heads=5]", "5 heads do not divide the width 12; 4 or 6 would"),
+        ("12: mixed[kernel=4]", "kernel 4 is even"),
+        ("12: mixed[form=released2]", "no form 'released2'; did you mean 'released'"),
+        ("6: mixed[heads=2,ratio=1,form=transformers]", "half the width 6 is not divided by the 2 heads of a branch"),
+        ("9: mixed[heads=3,form=paper]", "the width 9 has no half"),
+        ("12: ffn[groups=5]", "5 groups do not divide the width 12"),
+        ("12: ffn[groups=4,inner=18]", "4 groups do not divide the inner width 18"),
+        ("12: sdconv[heads=5]", "5 heads do not divide the width 12"),
+    ],
+)
+def test_options_that_do_not_fit_one_another(text: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        Architecture.parse(text)
+
+
+@pytest.mark.parametrize("groups", [2, 3])
+@torch.no_grad()
+def test_groups_of_an_ffn_are_smaller_ones_side_by_side(groups: int):
+    module, w = built(f"6: ffn[inner=12,groups={groups}]")
+    x = torch.randn(2, 3, 6, dtype=torch.float64)
+    parts = []
+    for group in range(groups):
+        inner = slice(12 // groups * group, 12 // groups * (group + 1))
+        outer = slice(6 // groups * group, 6 // groups * (group + 1))
+        up = x[..., outer].numpy() @ w["up.weight"][group] + w["up.bias"][inner]
+        act = np.vectorize(ACTIVATIONS["gelu"])(up)
+        parts.append(act @ w["out.weight"][group] + w["out.bias"][outer])
+    same(module(x, Context()), np.concatenate(parts, axis=-1))
+
+
+@pytest.mark.parametrize("kind", ["attn", "mixed"])
+@pytest.mark.parametrize("packed", [False, True])
+@torch.no_grad()
+def test_maps_of_attention_are_left_on_request(kind: str, packed: bool):
+    module, _ = built(f"12: {kind}[heads=4]")
+    x, mask = torch.randn(2, 7, 12, dtype=torch.float64), torch.arange(7) < torch.tensor([[7], [4]])
+    documents = (torch.arange(7) >= 3).long().expand(2, 7) if packed else None
+    context = Context(mask, documents, maps=[])
+    found = module(x, context)
+    torch.testing.assert_close(found[mask], module(x, context._replace(maps=None))[mask], rtol=1e-5, atol=1e-5)
+    (weights,) = context.maps
+    assert weights.shape == (2, 2 if kind == "mixed" else 4, 7, 7)
+    torch.testing.assert_close(weights.sum(-1).transpose(1, 2)[mask], torch.ones(11, weights.shape[1], dtype=torch.float64))
+    hidden = ~context.visible().expand(2, 1, 7, 7)
+    assert not weights[hidden.expand_as(weights)].any()
+
+
+@torch.no_grad()
+def test_rows_before_the_first_position_are_passed_over():
+    arch = Architecture.parse("8 vocab=9 positions=4 offset=2: ffn")
+    shifted, plain = Backbone(arch).eval(), Backbone(Architecture.parse("8 vocab=9 positions=4: ffn")).eval()
+    assert parameters(arch) == parameters(plain.arch) + 2 * 8
+    weights = shifted.state_dict()
+    plain.load_state_dict(weights | {"embed.position.weight": weights["embed.position.weight"][2:]})
+    assert torch.equal(shifted(torch.arange(8).view(2, 4)), plain(torch.arange(8).view(2, 4)))
+    with pytest.raises(ValueError, match="a row of 5 tokens, and the architecture has 4 positions"):
+        shifted(torch.zeros(1, 5, dtype=torch.long))
+
+
+@torch.no_grad()
+def test_without_segments_there_is_no_table_of_them():
+    net, ids = Backbone(Architecture.parse("8 vocab=9 segments=0: ffn")).eval(), torch.arange(8).view(2, 4)
+    assert not any("segment" in key for key in net.state_dict())
+    assert torch.equal(net(ids), net(ids, segments=torch.zeros_like(ids)))
+    with pytest.raises(ValueError, match="a second segment, and the architecture has segments=0"):
+        net(ids, segments=torch.ones_like(ids))
+
+
 @pytest.mark.parametrize("heads", [1, 2, 3, 6])
 @torch.no_grad()
 def test_attn_is_scaled_dot_product_attention(heads: int):
@@ -94,6 +237,9 @@ ACTIVATIONS = {
     "gelu": lambda z: z * (1 + math.erf(z / math.sqrt(2))) / 2,
     "relu": lambda z: max(z, 0.0),
     "silu": lambda z: z / (1 + math.exp(-z)),
+    "gelu_tanh": lambda z: z / 2 * (1 + math.tanh(math.sqrt(2 / math.pi) * (z + 0.044715 * z**3))),
+    "quick_gelu": lambda z: z / (1 + math.exp(-1.702 * z)),
+    "tanh": math.tanh,
 }
 
 
