@@ -6,15 +6,18 @@ Importing it registers the layer kinds, and the model classes with transformers.
 from .architecture import Architecture, Layer
 from .backbone import Backbone
 from .batches import Batch, along, batches
+from .configuration import LayerwrightConfig
 from .corpus import Corpus, CorpusSettings, build
 from .cost import flops, parameters
 from .grammar import TextError
 from .layers import Context
 from .models import (
-    LayerwrightConfig,
     LayerwrightForMaskedLM,
+    LayerwrightForMultipleChoice,
     LayerwrightForPreTraining,
+    LayerwrightForQuestionAnswering,
     LayerwrightForSequenceClassification,
+    LayerwrightForTokenClassification,
     LayerwrightModel,
 )
 from .objectives import Loss, MaskedLM, ReplacedTokenDetection
@@ -38,8 +41,11 @@ __all__ = [
     "Layer",
     "LayerwrightConfig",
     "LayerwrightForMaskedLM",
+    "LayerwrightForMultipleChoice",
     "LayerwrightForPreTraining",
+    "LayerwrightForQuestionAnswering",
     "LayerwrightForSequenceClassification",
+    "LayerwrightForTokenClassification",
     "LayerwrightModel",
     "Loss",
     "MaskedLM",

@@ -63,8 +63,10 @@ class Embedding(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.widen = nn.Linear(arch.embed, arch.width) if arch.embed != arch.width else nn.Identity()
 
-    def forward(self, ids: Tensor, segments: Tensor | None = None) -> Tensor:
+    def forward(self, ids: Tensor, segments: Tensor | None = None, places: Tensor | None = None) -> Tensor:
         """Map ids (or, in their place, token vectors [B, L, embed]) and segments [B, L] to [B, L, D].
+
+        places: which position each token has, [B or 1, L]; without it, they count from 0.
 
         Raises:
             ValueError: more tokens in a row than positions, or a second segment where the architecture has none.
@@ -72,7 +74,8 @@ class Embedding(nn.Module):
         end, positions = self.offset + ids.shape[1], self.position.num_embeddings - self.offset
         if ids.shape[1] > positions:
             raise ValueError(f"a row of {ids.shape[1]} tokens, and the architecture has {positions} positions")
-        x = (ids if ids.is_floating_point() else self.token(ids)) + self.position.weight[self.offset : end]
+        position = self.position.weight[self.offset : end] if places is None else self.position(places + self.offset)
+        x = (ids if ids.is_floating_point() else self.token(ids)) + position
         if self.segment is not None:
             x = x + (self.segment.weight[0] if segments is None else self.segment(segments))
         elif segments is not None and not torch.compiler.is_compiling() and segments.any():

@@ -1,19 +1,21 @@
 """Hand over trained weights: a model folder that transformers loads, with its tokenizer, model card and manifest."""
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from .architecture import Architecture
 from .checkpoint import seal_folder
+from .configuration import LayerwrightConfig
 from .cost import flops, layer_flops, layer_parameters, parameters
 from .errors import nearest
-from .models import FACES, LayerwrightConfig, LayerwrightPreTrainedModel
+from .models import FACES, LayerwrightPreTrainedModel
 from .settings import sync_folder
 
 TOKENIZER_FILES = (
@@ -49,10 +51,18 @@ def model_of(arch: Architecture, weights: Mapping[str, Tensor], head: str, **con
     return model
 
 
-def save_model(folder: Path, model: LayerwrightPreTrainedModel, *, tokenizer: Path | None = None, card: str = "") -> None:
+def save_model(
+    folder: Path,
+    model: PreTrainedModel,
+    *,
+    tokenizer: Path | None = None,
+    card: str = "",
+    check: Callable[[Path], object] | None = None,
+) -> None:
     """Write a sealed model folder, replacing an old one; it has its name only once it is whole.
 
-    tokenizer: a folder to copy the tokenizer's files from.  card: text of README.md.
+    tokenizer: a folder to copy the tokenizer's files from.  card: text of README.md.  check: called with the folder while
+    it is unfinished; what it raises leaves nothing behind.
 
     Raises:
         FileNotFoundError: the tokenizer's folder holds none.
@@ -73,6 +83,8 @@ def save_model(folder: Path, model: LayerwrightPreTrainedModel, *, tokenizer: Pa
             shutil.copyfile(path, unfinished / path.name)
         if card:
             (unfinished / "README.md").write_text(card, encoding="utf-8")
+        if check is not None:
+            check(unfinished)
         seal_folder(unfinished)
     except BaseException as error:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,13 +1,11 @@
-"""The face that transformers knows: a configuration of one text, model classes, and the heads they share with training.
+"""The face that transformers knows: the backbone alone and under each head.
 
-A model folder is an ordinary one of transformers.  The text of the architecture is its one field of ours, and sizes
-follow from it.  Importing this module registers the classes, after which the Auto classes load such a folder.
+A model folder is an ordinary one of transformers.  Importing this module registers the classes, after which the Auto
+classes load such a folder.
 """
 
 from collections.abc import Callable
-from functools import lru_cache
-from textwrap import shorten
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,218 +14,52 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
-    PreTrainedConfig,
-    PreTrainedModel,
+    AutoModelForTokenClassification,
 )
-from transformers.modeling_outputs import BaseModelOutput, MaskedLMOutput, SequenceClassifierOutput, TokenClassifierOutput
+from transformers.modeling_outputs import (
+    MaskedLMOutput,
+    MultipleChoiceModelOutput,
+    QuestionAnsweringModelOutput,
+    SequenceClassifierOutput,
+    TokenClassifierOutput,
+)
 from transformers.utils.generic import ModelOutput
 
-from .architecture import Architecture
-from .backbone import Embedding, Residual, initialise, last_norm, run, set_weights
-from .layers import Context
+from .configuration import LayerwrightConfig
+from .encoder import Asked, Inputs, LayerwrightModel, LayerwrightPreTrainedModel
+from .heads import ClassificationHead, MaskedHead, ReplacedHead, TokenHead
 
+__all__ = [
+    "FACES",
+    "Face",
+    "LayerwrightConfig",
+    "LayerwrightForMaskedLM",
+    "LayerwrightForMultipleChoice",
+    "LayerwrightForPreTraining",
+    "LayerwrightForQuestionAnswering",
+    "LayerwrightForSequenceClassification",
+    "LayerwrightForTokenClassification",
+    "LayerwrightModel",
+    "LayerwrightPreTrainedModel",
+    "ModelWithHead",
+]
 
-class MaskedHead(nn.Module):
-    """States -> logits over the vocabulary: linear, gelu, norm, then the token embedding as output matrix and a bias."""
-
-    def __init__(self, arch: Architecture):
-        super().__init__()
-        self.transform = nn.Linear(arch.width, arch.embed)
-        self.norm = nn.LayerNorm(arch.embed, eps=arch.eps)
-        self.bias = nn.Parameter(torch.zeros(arch.vocab))
-        initialise(self)
-
-    def initialise(self) -> None:
-        """Set the bias to zero."""
-        nn.init.zeros_(self.bias)
-
-    def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
-        """Map states [..., D], with the token embedding [V, E], to logits [..., V]."""
-        return F.linear(self.features(states), embedding, self.bias)
-
-    def features(self, states: Tensor) -> Tensor:
-        """Map states [..., D] to what meets the token embedding, [..., E]."""
-        return torch.as_tensor(self.norm(F.gelu(self.transform(states))))
-
-
-class ReplacedHead(nn.Module):
-    """States -> one logit a token, positive where it looks replaced: linear, gelu, linear (Clark et al. 2020)."""
-
-    def __init__(self, arch: Architecture):
-        super().__init__()
-        self.hidden = nn.Linear(arch.width, arch.width)
-        self.replaced = nn.Linear(arch.width, 1)
-        initialise(self)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Map states [B, L, D] to logits [B, L]."""
-        return torch.as_tensor(self.replaced(F.gelu(self.hidden(states)))[..., 0])
-
-
-class ClassificationHead(nn.Module):
-    """State of the first token -> logits over the classes (one number in a regression): dropout, linear."""
-
-    def __init__(self, arch: Architecture, classes: int, dropout: float = 0.1):
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.classes = nn.Linear(arch.width, classes)
-        initialise(self)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Map states [B, L, D] to logits [B, classes]."""
-        return torch.as_tensor(self.classes(self.dropout(states[:, 0])))
-
-
-class LayerwrightConfig(PreTrainedConfig):
-    """The text of an architecture, and what changes only training: dropout, labels, special tokens.
-
-    Raises:
-        ValueError: the text is not an architecture.
-    """
-
-    model_type = "layerwright"
-    has_no_defaults_at_init = True
-
-    architecture: str = ""
-    hidden_dropout_prob: float = 0.1
-    attention_probs_dropout_prob: float = 0.1
-    classifier_dropout: float | None = None
-    pad_token_id: int | None = None
-    cls_token_id: int | None = None
-    sep_token_id: int | None = None
-
-    def __post_init__(self, **others: Any) -> None:
-        self.architecture = _read(self.architecture).explicit()
-        super().__post_init__(**others)  # type: ignore[no-untyped-call]
-
-    @property
-    def arch(self) -> Architecture:
-        """The architecture as a value."""
-        return _read(self.architecture)
-
-    @property
-    def hidden_size(self) -> int:
-        """The width."""
-        return self.arch.width
-
-    @property
-    def num_hidden_layers(self) -> int:
-        """How many layers; a block of BERT is two of ours."""
-        return len(self.arch)
-
-    @property
-    def vocab_size(self) -> int:
-        """How many tokens have an embedding."""
-        return self.arch.vocab
-
-    @property
-    def max_position_embeddings(self) -> int:
-        """How many tokens a row can have."""
-        return self.arch.positions
-
-    @property
-    def type_vocab_size(self) -> int:
-        """How many segments have an embedding."""
-        return self.arch.segments
-
-
-@lru_cache(maxsize=64)
-def _read(text: str) -> Architecture:
-    """Read the text of a configuration, which may come from anyone."""
-    if not isinstance(text, str) or not text:
-        raise ValueError(f"the configuration has no text of an architecture, but `architecture` is {text!r}")
-    try:
-        return Architecture.parse(text)
-    except ValueError as error:
-        raise ValueError(f"`architecture` of the configuration is {shorten(text, 80)!r}: {error}") from None
-
-
-class LayerwrightPreTrainedModel(PreTrainedModel):
-    """What the models share: their configuration, where the backbone is, and how weights begin."""
-
-    config_class = LayerwrightConfig
-    config: LayerwrightConfig
-    base_model_prefix = "backbone"
-    _supports_sdpa = True
-    _no_split_modules = [Embedding.__name__, Residual.__name__]  # noqa: RUF012
-
-    def get_input_embeddings(self) -> nn.Module:
-        """Return the token embedding."""
-        return self.base_model.embed.token  # type: ignore[union-attr,return-value]
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Replace the token embedding."""
-        self.base_model.embed.token = value  # type: ignore[union-attr]
-
-    def _init_weights(self, module: nn.Module) -> None:
-        set_weights(module)
-
-    def _initialize_weights(self, module: nn.Module, *_: object) -> None:
-        # transformers passes over outside modules that hold no parameter themselves, but a layer may set its children's.
-        if not all(getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters()):
-            super()._initialize_weights(module)
-
-    def _given(self, output: ModelOutput, return_dict: bool | None) -> ModelOutput | tuple[Any, ...]:
-        """Return the output as its class or as a tuple, as the call or else the configuration wants it."""
-        wanted = self.config.return_dict if return_dict is None else return_dict
-        return output if wanted else output.to_tuple()
-
-
-class LayerwrightModel(LayerwrightPreTrainedModel):
-    """The backbone alone; the names of its weights are those of `Backbone`."""
-
-    _keys_to_ignore_on_load_unexpected = [r"^head\."]  # noqa: RUF012
-
-    def __init__(self, config: LayerwrightConfig):
-        super().__init__(config)
-        arch, dropout = config.arch, config.hidden_dropout_prob
-        self.embed = Embedding(arch, dropout)
-        self.layers = nn.ModuleList(Residual(layer, arch, dropout) for layer in arch.layers)
-        self.norm = last_norm(arch)
-        self.post_init()  # type: ignore[no-untyped-call]
-
-    def forward(
-        self,
-        input_ids: Tensor | None = None,
-        attention_mask: Tensor | None = None,
-        token_type_ids: Tensor | None = None,
-        *,
-        inputs_embeds: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
-    ) -> ModelOutput | tuple[Any, ...]:
-        """Map ids [B, L], or token vectors [B, L, E], to states [B, L, D].
-
-        attention_mask: [B, L], not zero at real tokens.  Of the hidden states, the first is what enters the first
-        layer, and the last is the result.
-
-        Raises:
-            ValueError: both or neither of ids and vectors, or a mask of another shape.
-        """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise ValueError("give either input_ids or inputs_embeds")
-        tokens = inputs_embeds if input_ids is None else input_ids
-        assert tokens is not None
-        if attention_mask is not None and attention_mask.shape != tokens.shape[:2]:
-            raise ValueError(f"attention_mask is {list(attention_mask.shape)}, and the tokens are {list(tokens.shape[:2])}")
-        mask = None if attention_mask is None else attention_mask.bool()
-        context = Context(mask, dropout=self.config.attention_probs_dropout_prob if self.training else 0.0)
-        wanted = self.config.output_hidden_states if output_hidden_states is None else output_hidden_states
-        states: list[Tensor] | None = [] if wanted else None
-        last = run(self.layers, self.norm, self.embed(tokens, token_type_ids), context, states)
-        return self._given(BaseModelOutput(last, tuple(states) if states else None), return_dict)
+IGNORED = -100  # the label of what has none
 
 
 class ModelWithHead(LayerwrightPreTrainedModel):
     """A backbone and a head: states -> logits, and a loss where there are labels.  Its weights: `backbone.*`, `head.*`."""
 
+    _keys_to_ignore_on_load_unexpected = [r"pooler\."]  # noqa: RUF012
     output: ClassVar[Callable[..., ModelOutput]]
 
     def __init__(self, config: LayerwrightConfig):
         super().__init__(config)
-        self.backbone = LayerwrightModel(config)
+        self.backbone = LayerwrightModel(config, pooled=False)
         self.head = self.build_head(config)
         self.post_init()  # type: ignore[no-untyped-call]
 
@@ -249,23 +81,26 @@ class ModelWithHead(LayerwrightPreTrainedModel):
         attention_mask: Tensor | None = None,
         token_type_ids: Tensor | None = None,
         *,
+        position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        output_hidden_states: bool | None = None,
-        return_dict: bool | None = None,
+        **asked: Unpack[Asked],
     ) -> ModelOutput | tuple[Any, ...]:
         """Map ids [B, L], or token vectors [B, L, E], to logits, and a loss where labels are given."""
-        encoded = self.backbone(
-            input_ids,
-            attention_mask,
-            token_type_ids,
-            inputs_embeds=inputs_embeds,
-            output_hidden_states=output_hidden_states,
-            return_dict=True,
-        )
+        inputs = Inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        encoded = self.encode(inputs, asked)
         logits = self.predict(encoded.last_hidden_state)
-        loss = None if labels is None else self.loss(logits.float(), labels, attention_mask)
-        return self._given(self.output(loss=loss, logits=logits, hidden_states=encoded.hidden_states), return_dict)
+        loss = None if labels is None else self.loss(logits.float(), labels.to(logits.device), attention_mask)
+        return self.answer(encoded, asked, loss=loss, logits=logits)
+
+    def encode(self, inputs: Inputs, asked: Asked) -> Any:
+        """Return what the backbone makes of the inputs."""
+        return self.backbone(**inputs._asdict(), **(asked | {"return_dict": True}))
+
+    def answer(self, encoded: Any, asked: Asked, **found: Tensor | None) -> ModelOutput | tuple[Any, ...]:
+        """Return what was found, with what was asked for, as the class of the output or as a tuple."""
+        output = self.output(**found, hidden_states=encoded.hidden_states, attentions=encoded.attentions)
+        return output if self.wants("return_dict", asked) else output.to_tuple()
 
 
 class LayerwrightForMaskedLM(ModelWithHead):
@@ -275,15 +110,23 @@ class LayerwrightForMaskedLM(ModelWithHead):
 
     def build_head(self, config: LayerwrightConfig) -> nn.Module:
         """Return the head."""
-        return MaskedHead(config.arch)
+        return MaskedHead(config.arch, config.head_act)
 
     def predict(self, states: Tensor) -> Tensor:
         """Return logits [B, L, V]."""
-        return torch.as_tensor(self.head(states, self.backbone.embed.token.weight))
+        return torch.as_tensor(self.head(states, self.backbone.embed.token.weight.to(states.device)))
 
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
         """Return the cross-entropy in nats a labelled token."""
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+    def resize_token_embeddings(
+        self, new_num_tokens: int | None = None, pad_to_multiple_of: int | None = None, mean_resizing: bool = True
+    ) -> nn.Embedding:
+        """Resize the token embedding, as other models of transformers do, and with it the bias of the output."""
+        embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
+        cast(MaskedHead, self.head).resize(embedding.num_embeddings, mean=mean_resizing)
+        return embedding
 
 
 class LayerwrightForPreTraining(ModelWithHead):
@@ -293,7 +136,7 @@ class LayerwrightForPreTraining(ModelWithHead):
 
     def build_head(self, config: LayerwrightConfig) -> nn.Module:
         """Return the head."""
-        return ReplacedHead(config.arch)
+        return ReplacedHead(config.arch, config.head_act)
 
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
         """Return the binary cross-entropy in nats a real token."""
@@ -311,16 +154,126 @@ class LayerwrightForSequenceClassification(ModelWithHead):
 
     def build_head(self, config: LayerwrightConfig) -> nn.Module:
         """Return the head."""
-        dropout = config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
-        return ClassificationHead(config.arch, config.num_labels or 2, dropout)
+        return _row_head(config, config.num_labels or 2)
 
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
         """Return the squared error, the cross-entropy of one class, or that of several classes at once."""
         problem = self.config.problem_type or ("regression" if logits.shape[-1] == 1 else "single_label_classification")
         if problem == "single_label_classification":
-            return F.cross_entropy(logits, labels)
+            return F.cross_entropy(logits, labels.flatten())
         labels = labels.view_as(logits).to(logits.dtype)
         return F.mse_loss(logits, labels) if problem == "regression" else F.binary_cross_entropy_with_logits(logits, labels)
+
+
+class LayerwrightForMultipleChoice(ModelWithHead):
+    """Choose among C texts: inputs [B, C, L], logits [B, C], labels [B].  Hidden states are [B*C, L, D]."""
+
+    output = MultipleChoiceModelOutput
+
+    def build_head(self, config: LayerwrightConfig) -> nn.Module:
+        """Return the head, which gives a text one number."""
+        return _row_head(config, 1)
+
+    def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the cross-entropy in nats a row."""
+        return F.cross_entropy(logits, labels)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        **asked: Unpack[Asked],
+    ) -> ModelOutput | tuple[Any, ...]:
+        """Map ids [B, C, L], or token vectors [B, C, L, E], to logits [B, C], and a loss where labels are given.
+
+        Raises:
+            ValueError: ids or vectors of another shape.
+        """
+        given = Inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
+        for name, tokens, letters in (("input_ids", input_ids, "BCL"), ("inputs_embeds", inputs_embeds, "BCLE")):
+            if tokens is not None and tokens.dim() != len(letters):
+                raise ValueError(f"{name} is {list(tokens.shape)}, and a choice among texts takes [{', '.join(letters)}]")
+        encoded = self.encode(Inputs(*(x.flatten(0, 1) if x is not None and x.dim() > 2 else x for x in given)), asked)
+        tokens = input_ids if inputs_embeds is None else inputs_embeds
+        assert tokens is not None
+        logits = self.predict(encoded.last_hidden_state).view(tokens.shape[:2])
+        loss = None if labels is None else self.loss(logits.float(), labels.to(logits.device), attention_mask)
+        return self.answer(encoded, asked, loss=loss, logits=logits)
+
+
+class LayerwrightForTokenClassification(ModelWithHead):
+    """Classify each token: logits [B, L, classes], labels [B, L]."""
+
+    output = TokenClassifierOutput
+
+    def build_head(self, config: LayerwrightConfig) -> nn.Module:
+        """Return the head."""
+        return TokenHead(config.arch, config.num_labels or 2, _dropout(config))
+
+    def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the cross-entropy in nats a labelled real token."""
+        if mask is not None:
+            labels = labels.masked_fill(~mask.to(labels.device).bool(), IGNORED)
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
+
+
+class LayerwrightForQuestionAnswering(ModelWithHead):
+    """Find the first and the last token of an answer: logits [B, L] of each, start_positions and end_positions [B]."""
+
+    output = QuestionAnsweringModelOutput
+
+    def build_head(self, config: LayerwrightConfig) -> nn.Module:
+        """Return the head."""
+        return TokenHead(config.arch, 2, 0.0)
+
+    def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the cross-entropy in nats of the places [B] of one end, among the real tokens [B, L].
+
+        A place outside the row or in its padding is no label.
+        """
+        inside = (labels >= 0) & (labels < logits.shape[1])
+        if mask is not None:
+            real = mask.to(logits.device).bool()
+            logits = logits.masked_fill(~real, torch.finfo(logits.dtype).min)
+            inside &= real.gather(1, labels.clamp(0, logits.shape[1] - 1)[:, None])[:, 0]
+        return F.cross_entropy(logits, labels.masked_fill(~inside, IGNORED))
+
+    def forward(  # type: ignore[override]  # it has two labels
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        start_positions: Tensor | None = None,
+        end_positions: Tensor | None = None,
+        **asked: Unpack[Asked],
+    ) -> ModelOutput | tuple[Any, ...]:
+        """Map ids [B, L], or token vectors [B, L, E], to logits of both ends, and a loss where both places are given."""
+        encoded = self.encode(Inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), asked)
+        start, end = (x.contiguous() for x in self.predict(encoded.last_hidden_state).unbind(-1))
+        losses = [
+            self.loss(logits.float(), places.to(logits.device).flatten(), attention_mask)
+            for logits, places in ((start, start_positions), (end, end_positions))
+            if places is not None
+        ]
+        loss = (losses[0] + losses[1]) / 2 if len(losses) == 2 else None
+        return self.answer(encoded, asked, loss=loss, start_logits=start, end_logits=end)
+
+
+def _dropout(config: LayerwrightConfig) -> float:
+    return config.hidden_dropout_prob if config.classifier_dropout is None else config.classifier_dropout
+
+
+def _row_head(config: LayerwrightConfig, classes: int) -> ClassificationHead:
+    act, input_dropout = config.classifier_act, config.classifier_input_dropout
+    return ClassificationHead(config.arch, classes, _dropout(config), act=act, input_dropout=input_dropout)
 
 
 class Face(NamedTuple):
@@ -336,6 +289,9 @@ FACES = {
     "mlm": Face(LayerwrightForMaskedLM, AutoModelForMaskedLM, "fill-mask"),
     "rtd": Face(LayerwrightForPreTraining, AutoModelForPreTraining, "feature-extraction"),
     "classification": Face(LayerwrightForSequenceClassification, AutoModelForSequenceClassification, "text-classification"),
+    "tokens": Face(LayerwrightForTokenClassification, AutoModelForTokenClassification, "token-classification"),
+    "spans": Face(LayerwrightForQuestionAnswering, AutoModelForQuestionAnswering, "question-answering"),
+    "choices": Face(LayerwrightForMultipleChoice, AutoModelForMultipleChoice, "multiple-choice"),
 }
 
 AutoConfig.register(LayerwrightConfig.model_type, LayerwrightConfig, exist_ok=True)

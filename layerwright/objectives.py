@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from .backbone import Backbone
 from .batches import Batch
+from .heads import MaskedHead, ReplacedHead
 from .kernels import settle, surprise
-from .models import MaskedHead, ReplacedHead
 from .supernet import Supernet
 from .vocabulary import Special
 
@@ -111,7 +111,7 @@ class ReplacedTokenDetection(nn.Module):
 
     def __init__(self, backbone: Backbone | Supernet, generator: MaskedLM, weight: float = 50.0):
         super().__init__()
-        for name in ("embed", "vocab", "positions", "segments", "eps"):
+        for name in ("embed", "vocab", "positions", "segments", "eps", "offset"):
             ours, theirs = getattr(backbone.arch, name), getattr(generator.backbone.arch, name)
             if ours != theirs:
                 raise ValueError(f"the generator shares the embeddings: its {name} is {theirs}, the backbone's {ours}")

@@ -19,9 +19,10 @@ from layerwright import vocabulary
 from layerwright.architecture import Architecture
 from layerwright.backbone import Backbone
 from layerwright.checkpoint import hold
+from layerwright.configuration import LayerwrightConfig
 from layerwright.errors import DataError, Interrupted, RunInUse, exit_code
 from layerwright.handover import save_model
-from layerwright.models import LayerwrightConfig, LayerwrightForPreTraining, LayerwrightModel
+from layerwright.models import LayerwrightForPreTraining, LayerwrightModel
 from layerwright.settings import read
 from layerwright.tasks import finetune as module
 from layerwright.tasks.classification import Classification, layer_scale

@@ -16,7 +16,8 @@ from layerwright.backbone import Backbone
 from layerwright.checkpoint import verify_folder
 from layerwright.cost import flops, parameters
 from layerwright.handover import model_card, model_of, save_model
-from layerwright.models import LayerwrightModel, LayerwrightPreTrainedModel, MaskedHead
+from layerwright.heads import MaskedHead
+from layerwright.models import LayerwrightModel, LayerwrightPreTrainedModel
 from layerwright.space import Space
 from layerwright.supernet import Supernet
 

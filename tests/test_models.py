@@ -16,8 +16,11 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForMaskedLM,
+    AutoModelForMultipleChoice,
     AutoModelForPreTraining,
+    AutoModelForQuestionAnswering,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     BertConfig,
     BertForMaskedLM,
@@ -29,17 +32,15 @@ from transformers import (
 
 from layerwright.architecture import Architecture
 from layerwright.backbone import Backbone
+from layerwright.configuration import LayerwrightConfig
 from layerwright.handover import model_of, save_model
+from layerwright.heads import ClassificationHead, MaskedHead, ReplacedHead, TokenHead
 from layerwright.models import (
     FACES,
-    ClassificationHead,
-    LayerwrightConfig,
     LayerwrightForMaskedLM,
     LayerwrightForPreTraining,
     LayerwrightForSequenceClassification,
     LayerwrightModel,
-    MaskedHead,
-    ReplacedHead,
 )
 
 POST = Architecture.parse("32 embed=24 vocab=40 positions=16: conv[heads=2,kernel=3] attn[heads=4] ffn[inner=48] conv[heads=4]")
@@ -49,6 +50,9 @@ AUTO = {
     "mlm": AutoModelForMaskedLM,
     "rtd": AutoModelForPreTraining,
     "classification": AutoModelForSequenceClassification,
+    "tokens": AutoModelForTokenClassification,
+    "spans": AutoModelForQuestionAnswering,
+    "choices": AutoModelForMultipleChoice,
 }
 BATCH = {
     "input_ids": torch.tensor([[2, 9, 8, 7, 3, 0, 0], [2, 5, 3, 6, 11, 12, 3]]),
@@ -63,7 +67,14 @@ class Trained(nn.Module):
     def __init__(self, arch: Architecture, head: str):
         super().__init__()
         self.backbone = Backbone(arch)
-        heads = {"mlm": MaskedHead, "rtd": ReplacedHead, "classification": lambda arch: ClassificationHead(arch, 3)}
+        heads = {
+            "mlm": MaskedHead,
+            "rtd": ReplacedHead,
+            "classification": lambda arch: ClassificationHead(arch, 3),
+            "tokens": lambda arch: TokenHead(arch, 3),
+            "spans": lambda arch: TokenHead(arch, 2),
+            "choices": lambda arch: ClassificationHead(arch, 1),
+        }
         if head in heads:
             self.head = heads[head](arch)
         far_from_initial(self).eval()
@@ -101,7 +112,15 @@ def test_the_auto_classes_load_what_was_trained(tmp_path, arch, head):
     assert not loaded.training
     assert same_bits(loaded.state_dict(), model.state_dict())
     # A copy, because loaded weights lie in memory as in the file, and alignment alone decides the last bit of a sum.
-    assert torch.equal(deepcopy(loaded)(**BATCH)[0], trained(*BATCH.values()))
+    assert torch.equal(answers(deepcopy(loaded), head), trained(*BATCH.values()))
+
+
+def answers(model: nn.Module, head: str) -> Tensor:
+    """What a model says of the batch, in the shape in which its head says it."""
+    if head == "choices":
+        return model(**{name: rows[None] for name, rows in BATCH.items()}).logits.T
+    output = model(**BATCH)
+    return torch.stack([output.start_logits, output.end_logits], -1) if head == "spans" else output[0]
 
 
 def test_the_model_alone_has_the_names_and_the_first_weights_of_a_backbone():

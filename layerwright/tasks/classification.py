@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from layerwright.backbone import Backbone
 from layerwright.batches import Batch
-from layerwright.models import ClassificationHead
+from layerwright.heads import ClassificationHead
 from layerwright.objectives import Loss, encode
 
 

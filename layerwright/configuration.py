@@ -1,0 +1,96 @@
+"""The configuration of a model folder: one text of an architecture, and what changes only heads and training.
+
+Sizes follow from the text, so `config.json` holds none that could contradict it.
+"""
+
+from dataclasses import replace
+from functools import lru_cache
+from textwrap import shorten
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from .architecture import Architecture
+from .errors import nearest
+from .layers.feedforward import ACTIVATIONS
+
+
+class LayerwrightConfig(PreTrainedConfig):
+    """The text of an architecture, what heads and pooler are like, dropout, labels, special tokens.
+
+    head_act: activation in the heads of masked and replaced tokens.  pooler: the model alone also maps the state of the
+    first token through a linear map and tanh.  classifier_act: activation of a hidden linear map in the heads that
+    classify rows, which have none where this is None; classifier_input_dropout: dropout before that map too.
+
+    Raises:
+        ValueError: the text is not an architecture, or an activation is unknown.
+    """
+
+    model_type = "layerwright"
+    has_no_defaults_at_init = True
+
+    architecture: str = ""
+    hidden_dropout_prob: float = 0.1
+    attention_probs_dropout_prob: float = 0.1
+    head_act: str = "gelu"
+    pooler: bool = False
+    classifier_act: str | None = None
+    classifier_dropout: float | None = None
+    classifier_input_dropout: bool = False
+    pad_token_id: int | None = None
+    cls_token_id: int | None = None
+    sep_token_id: int | None = None
+
+    def __post_init__(self, **others: Any) -> None:
+        self.architecture = _read(self.architecture).explicit()
+        for name in ("head_act", "classifier_act"):
+            act = getattr(self, name)
+            if act not in ACTIVATIONS and not (act is None and name == "classifier_act"):
+                raise ValueError(f"`{name}` of the configuration is {act!r}{nearest(str(act), ACTIVATIONS)}")
+        super().__post_init__(**others)  # type: ignore[no-untyped-call]
+
+    @property
+    def arch(self) -> Architecture:
+        """The architecture as a value."""
+        return _read(self.architecture)
+
+    @property
+    def hidden_size(self) -> int:
+        """The width."""
+        return self.arch.width
+
+    @property
+    def num_hidden_layers(self) -> int:
+        """How many layers; a block of BERT is two of ours."""
+        return len(self.arch)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens have an embedding."""
+        return self.arch.vocab
+
+    @vocab_size.setter
+    def vocab_size(self, size: int) -> None:
+        """Rewrite the text for another number of tokens, as a model wants it whose embeddings are resized."""
+        self.architecture = replace(self.arch, vocab=size).explicit()
+
+    @property
+    def max_position_embeddings(self) -> int:
+        """How many tokens a row can have."""
+        return self.arch.positions
+
+    @property
+    def type_vocab_size(self) -> int:
+        """How many segments have an embedding."""
+        return self.arch.segments
+
+
+@lru_cache(maxsize=64)
+def _read(text: str) -> Architecture:
+    """Read the text of a configuration, which may come from anyone."""
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"the configuration has no text of an architecture, but `architecture` is {text!r}")
+    try:
+        return Architecture.parse(text)
+    except ValueError as error:
+        raise ValueError(f"`architecture` of the configuration is {shorten(text, 80)!r}: {error}") from None

@@ -1,0 +1,154 @@
+"""The backbone as a model of transformers: what such models take, return and can do besides.
+
+The names of its weights are those of `Backbone`.
+"""
+
+from typing import Any, NamedTuple, TypedDict, Unpack
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
+from transformers.utils.generic import ModelOutput
+
+from .architecture import Architecture
+from .backbone import Embedding, Residual, initialise, last_norm, run, set_weights
+from .configuration import LayerwrightConfig
+from .errors import nearest
+from .layers import Context
+
+
+class Asked(TypedDict, total=False):
+    """What a call asks for besides its inputs; without it, or with None, the configuration decides."""
+
+    output_attentions: bool | None
+    output_hidden_states: bool | None
+    return_dict: bool | None
+
+
+class Inputs(NamedTuple):
+    """What goes into a backbone, by the names that transformers gives it."""
+
+    input_ids: Tensor | None
+    attention_mask: Tensor | None
+    token_type_ids: Tensor | None
+    position_ids: Tensor | None
+    inputs_embeds: Tensor | None
+
+
+class Checkpointed(GradientCheckpointingLayer, Residual):
+    """A layer in its residual which, if asked, computes its states again in the backward pass instead of keeping them."""
+
+
+class LayerwrightPreTrainedModel(PreTrainedModel):
+    """What the models share: their configuration, where the backbone is, and how weights begin."""
+
+    config_class = LayerwrightConfig
+    config: LayerwrightConfig
+    base_model_prefix = "backbone"
+    supports_gradient_checkpointing = True
+    # Losses are means over a batch: the Trainer itself has to divide by the number of batches it accumulates.
+    accepts_loss_kwargs = False
+    _supports_sdpa = True
+    _no_split_modules = [Embedding.__name__, Checkpointed.__name__]  # noqa: RUF012
+
+    def get_input_embeddings(self) -> nn.Module:
+        """Return the token embedding."""
+        return self.base_model.embed.token  # type: ignore[union-attr,return-value]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Replace the token embedding."""
+        self.base_model.embed.token = value  # type: ignore[union-attr]
+
+    def _init_weights(self, module: nn.Module) -> None:
+        set_weights(module)
+
+    def _initialize_weights(self, module: nn.Module, *_: object) -> None:
+        # transformers passes over outside modules that hold no parameter themselves, but a layer may set its children's.
+        if not all(getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters()):
+            super()._initialize_weights(module)
+
+    def wants(self, name: str, asked: Asked) -> bool:
+        """Return what a call asks for by this name, or else the configuration."""
+        value = asked.get(name)
+        return bool(getattr(self.config, name) if value is None else value)
+
+
+class Pooler(nn.Module):
+    """State of the first token -> one vector a row: linear, tanh (Devlin et al. 2019)."""
+
+    def __init__(self, arch: Architecture):
+        super().__init__()
+        self.dense = nn.Linear(arch.width, arch.width)
+        initialise(self)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map states [B, L, D] to [B, D]."""
+        return torch.tanh(self.dense(states[:, 0]))
+
+
+class LayerwrightModel(LayerwrightPreTrainedModel):
+    """The backbone alone, with a pooler if the configuration has one; its weights have the names they have in `Backbone`."""
+
+    _keys_to_ignore_on_load_unexpected = [r"^head\."]  # noqa: RUF012
+
+    def __init__(self, config: LayerwrightConfig, *, pooled: bool = True):
+        super().__init__(config)
+        arch, dropout = config.arch, config.hidden_dropout_prob
+        self.embed = Embedding(arch, dropout)
+        self.layers = nn.ModuleList(Checkpointed(layer, arch, dropout) for layer in arch.layers)
+        self.norm = last_norm(arch)
+        self.pooler = Pooler(arch) if pooled and config.pooler else None
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        *,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        **asked: Unpack[Asked],
+    ) -> ModelOutput | tuple[Any, ...]:
+        """Map ids [B, L], or token vectors [B, L, E], to states [B, L, D].
+
+        attention_mask: [B, L], not zero at real tokens.  position_ids: [B or 1, L], counted from 0 at the first token, which
+        is what they are without it.  Of the hidden states, the first is what enters the first layer, and the last is the
+        result.  Attentions: the probabilities [B, H, L, L] of each layer that has any, in the order of the layers.
+
+        Raises:
+            ValueError: both or neither of ids and vectors, a mask of another shape, an unknown argument, or attentions
+                where no layer has any.
+        """
+        _refuse(asked)
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give either input_ids or inputs_embeds")
+        tokens = inputs_embeds if input_ids is None else input_ids
+        assert tokens is not None
+        if attention_mask is not None and attention_mask.shape != tokens.shape[:2]:
+            raise ValueError(f"attention_mask is {list(attention_mask.shape)}, and the tokens are {list(tokens.shape[:2])}")
+        states: list[Tensor] | None = [] if self.wants("output_hidden_states", asked) else None
+        maps: list[Tensor] | None = [] if self.wants("output_attentions", asked) else None
+        context = Context(
+            None if attention_mask is None else attention_mask.bool(),
+            dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
+            maps=maps,
+        )
+        last = run(self.layers, self.norm, self.embed(tokens, token_type_ids, position_ids), context, states)
+        if maps == []:
+            raise ValueError(f"output_attentions: no layer of '{self.config.arch}' has attention probabilities")
+        rest = {"hidden_states": tuple(states) if states else None, "attentions": tuple(maps) if maps else None}
+        output: ModelOutput = BaseModelOutput(last, **rest)
+        if self.pooler is not None:
+            output = BaseModelOutputWithPooling(last, self.pooler(last), **rest)
+        return output if self.wants("return_dict", asked) else output.to_tuple()
+
+
+def _refuse(asked: Asked) -> None:
+    """Refuse an argument that no model has; transformers' own models ignore it, and with it a slip of the keyboard."""
+    known = Asked.__annotations__
+    for name, value in asked.items():
+        if name not in known and value is not None:
+            raise ValueError(f"the model takes no argument '{name}'{nearest(name, [*Inputs._fields, 'labels', *known])}")
