@@ -3,7 +3,6 @@
 Mistakes end in one message and an exit code (`layerwright.errors`), never in a traceback; a traceback is a bug of ours.
 """
 
-import importlib
 import os
 import sys
 import traceback
@@ -15,11 +14,12 @@ import transformers
 import typer
 from pydantic import BaseModel
 
-from . import cost, demo, presets, report, search
+from . import cli_models, cost, demo, presets, report, search
 from .console import say, table, warn
 from .corpus import CorpusSettings, build
 from .errors import IntegrityError, Interrupted, RunInUse, exit_code
 from .grammar import fold
+from .options import Imports, import_modules
 from .pretrain import PretrainSettings, outlook, pretrain
 from .search import SearchSettings
 from .settings import read
@@ -62,6 +62,7 @@ app = typer.Typer(
 )
 corpus_app = typer.Typer(help="Turn text into a packed corpus with its tokenizer.", no_args_is_help=True)
 app.add_typer(corpus_app, name="corpus")
+app.add_typer(cli_models.app)
 
 Assign = Annotated[
     list[str] | None,
@@ -76,10 +77,6 @@ Out = Annotated[
 ]
 Made = Annotated[
     Path | None, typer.Option("--corpus", metavar="DIR", help="A folder that corpus build wrote. Needed, here or in --settings.")
-]
-Imports = Annotated[
-    list[str] | None,
-    typer.Option("--import", metavar="MODULE", help="Import a module that declares layer kinds first. Repeatable."),
 ]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Show what would be done, and stop.")]
 
@@ -127,7 +124,7 @@ def show(
 
     Such as: layerwright show '256 embed=128: 12x(attn ffn)'. Quote the text: a shell has its own use for brackets.
     """
-    _import(imports)
+    import_modules(imports)
     space = presets.space(text)
     length = min(length, space.largest.positions)
     if space.size > 1:
@@ -227,7 +224,7 @@ def pretrain_command(
     An encoder ends as DIR/model, which transformers loads. Stop it or kill it when you like: the same command goes on where it
     was. For several processes: torchrun --nproc-per-node 2 -m layerwright pretrain ...
     """
-    _import(imports)
+    import_modules(imports)
     plan = _given(steps=steps, tokens=tokens, minutes=minutes, rate=rate, precision=precision)
     chosen = read(
         PretrainSettings,
@@ -278,7 +275,7 @@ def search_command(
     Trains a supernet, scores candidates with it, and trains the best and the baselines from scratch with one budget. The winner
     ends as DIR/model, the page as DIR/report.html. --dry-run tells how long all of it takes here.
     """
-    _import(imports)
+    import_modules(imports)
     limits = _given(parameters=parameters, flops=flops)
     chosen = read(
         SearchSettings,
@@ -322,7 +319,7 @@ def finetune_command(
 
     Learns with several seeds and tells the median and spread of the metrics; the median seed ends as DIR/model.
     """
-    _import(imports)
+    import_modules(imports)
     chosen = read(FinetuneSettings, settings, assign or (), train=train, valid=valid, epochs=epochs, rate=rate)
     finetune(model, out, chosen)
     say(f"run     {out}\nmodel   {out / 'model'}")
@@ -343,15 +340,6 @@ def demo_command(
     The text is the documentation that Python carries, so nothing is downloaded.
     """
     demo.demo(out)
-
-
-def _import(modules: list[str] | None) -> None:
-    sys.path.insert(0, os.getcwd())
-    for module in modules or ():
-        try:
-            importlib.import_module(module)
-        except ModuleNotFoundError as error:
-            raise ValueError(f"cannot import {module}: {error}") from None
 
 
 def _given(**values: Any) -> dict[str, Any]:
