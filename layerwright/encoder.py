@@ -3,6 +3,9 @@
 The names of its weights are those of `Backbone`.
 """
 
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
@@ -37,8 +40,30 @@ class Inputs(NamedTuple):
     inputs_embeds: Tensor | None
 
 
+@contextmanager
+def present(module: nn.Module) -> Iterator[None]:
+    """Have at hand the weights that accelerate keeps on disk or in another memory.
+
+    It fetches those of a module that is called, but layers also read the weights of their parts without calling them.
+    """
+    hooks: list[tuple[nn.Module, Any]] = [(part, getattr(part, "_hf_hook", None)) for part in module.modules()]
+    hooks = [(part, hook) for part, hook in hooks if getattr(hook, "offload", False)]
+    for part, hook in hooks:
+        hook.pre_forward(part)
+    try:
+        yield
+    finally:
+        for part, hook in hooks:
+            hook.post_forward(part, None)
+
+
 class Checkpointed(GradientCheckpointingLayer, Residual):
     """A layer in its residual which, if asked, computes its states again in the backward pass instead of keeping them."""
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Map [B, L, D] to [B, L, D]."""
+        with present(self):
+            return super().forward(x, context)
 
 
 class LayerwrightPreTrainedModel(PreTrainedModel):
@@ -110,7 +135,7 @@ class LayerwrightModel(LayerwrightPreTrainedModel):
         *,
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
-        **asked: Unpack[Asked],
+        **kwargs: Unpack[Asked],
     ) -> ModelOutput | tuple[Any, ...]:
         """Map ids [B, L], or token vectors [B, L, E], to states [B, L, D].
 
@@ -122,28 +147,31 @@ class LayerwrightModel(LayerwrightPreTrainedModel):
             ValueError: both or neither of ids and vectors, a mask of another shape, an unknown argument, or attentions
                 where no layer has any.
         """
-        _refuse(asked)
+        _refuse(kwargs)
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
         tokens = inputs_embeds if input_ids is None else input_ids
         assert tokens is not None
         if attention_mask is not None and attention_mask.shape != tokens.shape[:2]:
             raise ValueError(f"attention_mask is {list(attention_mask.shape)}, and the tokens are {list(tokens.shape[:2])}")
-        states: list[Tensor] | None = [] if self.wants("output_hidden_states", asked) else None
-        maps: list[Tensor] | None = [] if self.wants("output_attentions", asked) else None
+        states: list[Tensor] | None = [] if self.wants("output_hidden_states", kwargs) else None
+        # Not a list, which accelerate would copy on the way from device to device.
+        maps: deque[Tensor] | None = deque() if self.wants("output_attentions", kwargs) else None
         context = Context(
             None if attention_mask is None else attention_mask.bool(),
             dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
             maps=maps,
         )
-        last = run(self.layers, self.norm, self.embed(tokens, token_type_ids, position_ids), context, states)
-        if maps == []:
+        with present(self.embed):
+            x = self.embed(tokens, token_type_ids, position_ids)
+        last = run(self.layers, self.norm, x, context, states)
+        if maps is not None and not maps:
             raise ValueError(f"output_attentions: no layer of '{self.config.arch}' has attention probabilities")
         rest = {"hidden_states": tuple(states) if states else None, "attentions": tuple(maps) if maps else None}
         output: ModelOutput = BaseModelOutput(last, **rest)
         if self.pooler is not None:
             output = BaseModelOutputWithPooling(last, self.pooler(last), **rest)
-        return output if self.wants("return_dict", asked) else output.to_tuple()
+        return output if self.wants("return_dict", kwargs) else output.to_tuple()
 
 
 def _refuse(asked: Asked) -> None:

@@ -30,7 +30,7 @@ from transformers.modeling_outputs import (
 from transformers.utils.generic import ModelOutput
 
 from .configuration import LayerwrightConfig
-from .encoder import Asked, Inputs, LayerwrightModel, LayerwrightPreTrainedModel
+from .encoder import Asked, Inputs, LayerwrightModel, LayerwrightPreTrainedModel, present
 from .heads import ClassificationHead, MaskedHead, ReplacedHead, TokenHead
 
 __all__ = [
@@ -84,14 +84,14 @@ class ModelWithHead(LayerwrightPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        **asked: Unpack[Asked],
+        **kwargs: Unpack[Asked],
     ) -> ModelOutput | tuple[Any, ...]:
         """Map ids [B, L], or token vectors [B, L, E], to logits, and a loss where labels are given."""
         inputs = Inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
-        encoded = self.encode(inputs, asked)
+        encoded = self.encode(inputs, kwargs)
         logits = self.predict(encoded.last_hidden_state)
         loss = None if labels is None else self.loss(logits.float(), labels.to(logits.device), attention_mask)
-        return self.answer(encoded, asked, loss=loss, logits=logits)
+        return self.answer(encoded, kwargs, loss=loss, logits=logits)
 
     def encode(self, inputs: Inputs, asked: Asked) -> Any:
         """Return what the backbone makes of the inputs."""
@@ -114,7 +114,9 @@ class LayerwrightForMaskedLM(ModelWithHead):
 
     def predict(self, states: Tensor) -> Tensor:
         """Return logits [B, L, V]."""
-        return torch.as_tensor(self.head(states, self.backbone.embed.token.weight.to(states.device)))
+        token = self.backbone.embed.token
+        with present(token):
+            return torch.as_tensor(self.head(states, token.weight.to(states.device)))
 
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
         """Return the cross-entropy in nats a labelled token."""
@@ -187,7 +189,7 @@ class LayerwrightForMultipleChoice(ModelWithHead):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
-        **asked: Unpack[Asked],
+        **kwargs: Unpack[Asked],
     ) -> ModelOutput | tuple[Any, ...]:
         """Map ids [B, C, L], or token vectors [B, C, L, E], to logits [B, C], and a loss where labels are given.
 
@@ -198,12 +200,12 @@ class LayerwrightForMultipleChoice(ModelWithHead):
         for name, tokens, letters in (("input_ids", input_ids, "BCL"), ("inputs_embeds", inputs_embeds, "BCLE")):
             if tokens is not None and tokens.dim() != len(letters):
                 raise ValueError(f"{name} is {list(tokens.shape)}, and a choice among texts takes [{', '.join(letters)}]")
-        encoded = self.encode(Inputs(*(x.flatten(0, 1) if x is not None and x.dim() > 2 else x for x in given)), asked)
+        encoded = self.encode(Inputs(*(x.flatten(0, 1) if x is not None and x.dim() > 2 else x for x in given)), kwargs)
         tokens = input_ids if inputs_embeds is None else inputs_embeds
         assert tokens is not None
         logits = self.predict(encoded.last_hidden_state).view(tokens.shape[:2])
         loss = None if labels is None else self.loss(logits.float(), labels.to(logits.device), attention_mask)
-        return self.answer(encoded, asked, loss=loss, logits=logits)
+        return self.answer(encoded, kwargs, loss=loss, logits=logits)
 
 
 class LayerwrightForTokenClassification(ModelWithHead):
@@ -253,10 +255,10 @@ class LayerwrightForQuestionAnswering(ModelWithHead):
         inputs_embeds: Tensor | None = None,
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
-        **asked: Unpack[Asked],
+        **kwargs: Unpack[Asked],
     ) -> ModelOutput | tuple[Any, ...]:
         """Map ids [B, L], or token vectors [B, L, E], to logits of both ends, and a loss where both places are given."""
-        encoded = self.encode(Inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), asked)
+        encoded = self.encode(Inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), kwargs)
         start, end = (x.contiguous() for x in self.predict(encoded.last_hidden_state).unbind(-1))
         losses = [
             self.loss(logits.float(), places.to(logits.device).flatten(), attention_mask)
@@ -264,7 +266,7 @@ class LayerwrightForQuestionAnswering(ModelWithHead):
             if places is not None
         ]
         loss = (losses[0] + losses[1]) / 2 if len(losses) == 2 else None
-        return self.answer(encoded, asked, loss=loss, start_logits=start, end_logits=end)
+        return self.answer(encoded, kwargs, loss=loss, start_logits=start, end_logits=end)
 
 
 def _dropout(config: LayerwrightConfig) -> float:

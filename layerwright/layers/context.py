@@ -1,5 +1,6 @@
 """What a layer is told besides its input: which tokens are real, and which belong together."""
 
+from collections.abc import MutableSequence
 from typing import NamedTuple
 
 import torch.nn.functional as F
@@ -17,7 +18,7 @@ class Context(NamedTuple):
     mask: Tensor | None = None
     documents: Tensor | None = None
     dropout: float = 0.0
-    maps: list[Tensor] | None = None
+    maps: MutableSequence[Tensor] | None = None
 
     def visible(self) -> Tensor | None:
         """Return which token sees which, bool [B, 1, L or 1, L] (query, key); None where all see all."""
