@@ -5,9 +5,12 @@ from typing import Annotated
 
 import typer
 
-from .console import say, table
+from . import parity
+from .console import say, table, warn
+from .convert import Conversion, convert
 from .errors import nearest
 from .export import TOLERANCE, Export, export
+from .families import FAMILIES
 from .options import Imports, import_modules
 
 TARGETS = ("onnx",)
@@ -36,6 +39,40 @@ def export_command(
         raise ValueError(f"cannot export to '{to}'{nearest(to, TARGETS)}")
     import_modules(imports)
     _print(export(model, out, int8=int8, text=text))
+
+
+@app.command("convert")
+def convert_command(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", help="A model folder, or the name of a model on the Hub.")],
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write; an older model there is replaced.")],
+    to: Annotated[
+        str | None,
+        typer.Option(
+            "--to",
+            metavar="FAMILY",
+            help=f"For a model folder of ours, the family to write: {', '.join(FAMILIES)}; without it, the one that fits best.",
+        ),
+    ] = None,
+    imports: Imports = None,
+) -> None:
+    """Convert a model of transformers to a model folder of ours, or one of ours to transformers.
+
+    BERT, RoBERTa, DistilBERT, ELECTRA and ConvBERT, with heads and tokenizer. Both models run on random tokens before anything
+    is written, and nothing is if they differ.
+    """
+    import_modules(imports)
+    _print_conversion(convert(source, out, to))
+
+
+def _print_conversion(done: Conversion) -> None:
+    say(
+        f"{done.source} -> {done.result}\n{done.arch}\n\nmodel       {done.folder}\n"
+        f"difference  {done.difference:.1e} at most, in hidden states and logits ({parity.TOLERANCE:.0e} allowed)"
+    )
+    for line in done.dropped:
+        warn(f"left out    {line}")
+    for line in done.notes:
+        warn(f"note        {line}")
 
 
 def _print(done: Export) -> None:

@@ -1,0 +1,252 @@
+"""Convert model folders between transformers' families and ours, and write nothing whose numbers differ.
+
+What a family's configuration and weights are called stands in `families`; `express` and `weights` translate, `guard` and
+`parity` decide whether anything is read and written.  A weight keeps its bits, so a folder that is converted in and out
+again holds what it held.
+"""
+
+import re
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+import transformers
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError
+from torch import Tensor, nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from . import parity
+from .architecture import Architecture
+from .checkpoint import MANIFEST, verify_folder
+from .configuration import LayerwrightConfig
+from .encoder import LayerwrightPreTrainedModel
+from .errors import IntegrityError, nearest
+from .express import Wording, architecture_of, check_fields, head_of, wording
+from .families import CARRIED, FAMILIES, Family, Head
+from .guard import check_architecture, inside, read_json, stored
+from .handover import TOKENIZER_FILES, model_card, save_model
+from .models import FACES
+from .weights import match, match_own, read, settle, shapes_of, to_ours, to_theirs
+
+KEPT = ("*.json", "*.txt", "*.safetensors", "*.model")  # of a repository of the Hub
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+class Conversion(NamedTuple):
+    """What a conversion did.
+
+    source, result: the class of model that was read, and the one that was written.  difference: the largest one found.
+    dropped: weights of the source that have no place in the result.  notes: what else its user should know.
+    """
+
+    folder: Path
+    source: str
+    result: str
+    arch: Architecture
+    difference: float
+    dropped: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+class Source(NamedTuple):
+    """A folder to convert: where it is, what its links may lead to, what it is called, and its configuration."""
+
+    folder: Path
+    root: Path
+    name: str
+    settings: dict[str, Any]
+
+    def tokenizer(self) -> Path | None:
+        """Return the folder if it holds a tokenizer, none of whose files leads elsewhere or names code."""
+        files = [name for name in TOKENIZER_FILES if inside(self.folder, name, self.root).is_file()]
+        for name in ("tokenizer_config.json", "special_tokens_map.json"):
+            if name in files:
+                read_json(self.folder, name, self.root)
+        return self.folder if files else None
+
+
+def convert(source: str | Path, out: Path, to: str | None = None) -> Conversion:
+    """Convert a model folder, or a model of the Hub, and write it with its tokenizer once it is known to compute the same.
+
+    A model of BERT, RoBERTa, DistilBERT, ELECTRA or ConvBERT becomes a model folder of ours; one of ours becomes the model of
+    the family `to`, or else of the first one that can express it with nothing to add.
+
+    Raises:
+        ValueError: the source is no such model, holds what is refused, or no family can express it; with every reason.
+        IntegrityError: weights are torn, missing, misshapen or unknown, or the two models differ.
+        OSError: the source cannot be read or the result not written.
+    """
+    if to is not None and to not in FAMILIES:
+        raise ValueError(f"no family '{to}'{nearest(to, FAMILIES)}")
+    given = find(source)
+    if out.resolve() == given.folder.resolve():
+        raise ValueError(f"{out} is the source itself: give another folder to write")
+    kind = given.settings.get("model_type")
+    if kind == LayerwrightConfig.model_type:
+        return _outward(given, out, to)
+    if kind not in FAMILIES:
+        raise ValueError(f"{given.name} is of model_type {str(kind)[:40]!r}{nearest(str(kind), [*FAMILIES, 'layerwright'])}")
+    if to is not None:
+        raise ValueError(f"{given.name} is a {kind} of transformers already: --to is for model folders of ours")
+    return _inward(given, FAMILIES[kind], out)
+
+
+def find(source: str | Path) -> Source:
+    """Find a folder, or fetch a model of the Hub, and read its configuration.
+
+    Raises:
+        ValueError: the configuration is none, or holds what is refused.
+        OSError: there is no such folder, and the Hub has none or cannot be reached.
+    """
+    folder = Path(source)
+    if folder.is_dir():
+        return Source(folder, folder, folder.resolve().name, read_json(folder, "config.json"))
+    if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(source)):
+        raise FileNotFoundError(f"{source} is no folder, and no name that a model on the Hub could have")
+    try:
+        folder = Path(snapshot_download(str(source), allow_patterns=list(KEPT)))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        why = str(error).strip().partition("\n")[0][:120]
+        raise OSError(f"{source} is no folder here, and cannot be fetched from the Hub: {why}") from None
+    root = folder.parent.parent  # the files of a snapshot are links into the cache of this one model
+    return Source(folder, root, str(source), read_json(folder, "config.json", root))
+
+
+def _inward(given: Source, family: Family, out: Path) -> Conversion:
+    """Convert a model of a family to ours."""
+    key, named = _class(family, given.settings)
+    head = family.heads[key]
+    config = getattr(transformers, family.config)(**check_fields(family, head, given.settings))
+    arch = architecture_of(family, vars(config))
+    check_architecture(arch)
+    if key == "spans" and config.num_labels != 2:
+        raise ValueError(f"config.json has {config.num_labels} labels: {head.model} marks two places, first and last")
+    found = stored(given.folder, given.root)
+    pooled = family.pooler and key == "backbone" and any(name.endswith("pooler.dense.weight") for name in found)
+    build = partial(_theirs, family, head, config, pooled=pooled)
+    places, dropped = match(family, head, shapes_of(build), found)
+    tokenizer = given.tokenizer()
+    weights, dtype = read(places, found)
+    settle(family, head, weights)
+    theirs = _filled(build(), weights, torch.float32)
+    ours_config = _ours(family, head, config, arch, pooler=pooled)
+    face = FACES[key]
+    own = shapes_of(partial(face.model, ours_config))
+    ours = _filled(face.model(ours_config), to_ours(family, head, weights, own), dtype)
+    card = model_card(ours, given.name, facts={"converted from": f"{named} of transformers"}, scores={})
+    worst = _save(out, ours, tokenizer, card, lambda folder: parity.gap(theirs, _reload(face.model, folder)))
+    notes = [] if tokenizer else ["the source has no tokenizer"]
+    return Conversion(out, named, face.model.__name__, arch, worst, tuple(dropped), tuple(notes))
+
+
+def _outward(given: Source, out: Path, to: str | None) -> Conversion:
+    """Convert a model of ours to one of a family."""
+    key, ours, dtype = _own(given)
+    family, words = choose(ours.config, key, to)
+    head, tokenizer = family.heads[key], given.tokenizer()
+    config = getattr(transformers, family.config)(**words.fields)
+    pooled = family.pooler and key == "backbone" and ours.config.pooler
+    build = partial(_theirs, family, head, config, pooled=pooled)
+    weights = to_theirs(family, head, ours.state_dict(), shapes_of(build))
+    theirs = _filled(build(), weights, dtype)
+    nn.Module.float(ours)
+    more = {"add_pooling_layer": pooled} if family.pooler and key == "backbone" else {}
+    card = (
+        f"# {given.name}\n\n`{head.model}` of transformers, converted by Layerwright from\n\n```text\n{ours.config.arch}\n```\n"
+    )
+    worst = _save(out, theirs, tokenizer, card, lambda folder: parity.gap(_reload(type(theirs), folder, **more), ours))
+    notes = [*words.notes, *([] if tokenizer else ["the source has no tokenizer"])]
+    return Conversion(out, type(ours).__name__, head.model, ours.config.arch, worst, (), tuple(notes))
+
+
+def choose(config: LayerwrightConfig, key: str, to: str | None = None) -> tuple[Family, Wording]:
+    """Return the family that a configuration of ours is written as, and how: `to`, or the first with fewest notes.
+
+    Raises:
+        ValueError: none can express it; every reason, layer by layer.
+    """
+    words = {name: wording(FAMILIES[name], key, config) for name in ([to] if to else FAMILIES)}
+    fitting = [name for name, said in words.items() if not said.reasons]
+    if not fitting:
+        reasons = [f"\n  {name}: {reason}" for name, said in words.items() for reason in said.reasons]
+        raise ValueError(f"{to or 'no family of transformers'} cannot express '{config.arch}'{''.join(reasons)}")
+    best = min(fitting, key=lambda name: len(words[name].notes))
+    return FAMILIES[best], words[best]
+
+
+def _class(family: Family, settings: dict[str, Any]) -> tuple[str, str]:
+    """Return which head a configuration stands under, and the name of its class; the base model where it names none."""
+    classes = {head.model: key for key, head in family.heads.items()} | dict(family.others)
+    named = settings.get("architectures") or [family.heads["backbone"].model]
+    name = named[0] if isinstance(named, list) else named
+    if not isinstance(name, str) or name not in classes:
+        raise ValueError(f"config.json names the class {str(name)[:60]!r}{nearest(str(name), classes)}")
+    return classes[name], name
+
+
+def _ours(family: Family, head: Head, config: PreTrainedConfig, arch: Architecture, *, pooler: bool) -> LayerwrightConfig:
+    """Return our configuration of a family's model."""
+    words = ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    fields: dict[str, Any] = {word: getattr(config, family.fields[word]) for word in words}
+    fields |= {name: value for name in CARRIED if (value := getattr(config, name, None)) is not None}
+    fields |= head_of(head, str(dict(arch.layers[1].options)["act"]))
+    if head.dropout and head.dropout not in family.fields.values():
+        fields["classifier_dropout"] = getattr(config, head.dropout)
+    if head.model.endswith(("SequenceClassification", "TokenClassification")):
+        fields |= {"id2label": config.id2label, "label2id": config.label2id}
+    return LayerwrightConfig(architecture=arch.explicit(), pooler=pooler, **fields)
+
+
+def _own(given: Source) -> tuple[str, LayerwrightPreTrainedModel, torch.dtype]:
+    """Load a model of ours: the head it has, the model, and the dtype of its weights."""
+    if (given.folder / MANIFEST).exists():
+        verify_folder(given.folder)
+    config = LayerwrightConfig.from_dict(given.settings)
+    check_architecture(config.arch)
+    classes = {face.model.__name__: key for key, face in FACES.items()}
+    named = (given.settings.get("architectures") or ["none"])[0]
+    if named not in classes:
+        raise ValueError(f"config.json names the class {str(named)[:60]!r}{nearest(str(named), classes)}")
+    build = partial(FACES[classes[named]].model, config)
+    found = stored(given.folder, given.root)
+    weights, dtype = read(match_own(shapes_of(build), found), found)
+    return classes[named], _filled(build(), weights, dtype), dtype
+
+
+def _theirs(family: Family, head: Head, config: PreTrainedConfig, *, pooled: bool) -> PreTrainedModel:
+    """Build a family's model, its weights not yet those wanted."""
+    model: type[PreTrainedModel] = getattr(transformers, head.model)
+    with torch.random.fork_rng(devices=[]):
+        if family.pooler and head is family.heads["backbone"]:
+            return model(config, add_pooling_layer=pooled)
+        return model(config)
+
+
+def _filled(model: Model, weights: dict[str, Tensor], dtype: torch.dtype) -> Model:
+    """Give a model its weights, for evaluation in a dtype."""
+    nn.Module.to(model, dtype).load_state_dict(weights)
+    return nn.Module.eval(model)
+
+
+def _reload(model: Any, folder: Path, **more: Any) -> Any:
+    """Load what was written, in float32.
+
+    Raises:
+        IntegrityError: transformers does not find each weight in it, or finds others.
+    """
+    loaded, told = model.from_pretrained(folder, dtype=torch.float32, output_loading_info=True, use_safetensors=True, **more)
+    for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
+        if told[fault]:
+            raise IntegrityError(
+                f"what was written for {model.__name__} has {fault.replace('_', ' ')}: {sorted(told[fault])[:3]}"
+            )
+    return loaded.eval()
+
+
+def _save(out: Path, model: PreTrainedModel, tokenizer: Path | None, card: str, check: Any) -> float:
+    """Write a model folder that passes a check, and return what the check found."""
+    found: list[float] = []
+    save_model(out, model, tokenizer=tokenizer, card=card, check=lambda folder: found.append(check(folder)))
+    return found[0]
