@@ -36,7 +36,7 @@ check: .venv/ready | .cache/tmp
 	$(VENV) -m pytest -q --doctest-modules layerwright
 
 bench: .venv/ready | .cache/tmp
-	$(VENV) benchmarks/speed.py $(ARGS)
+	$(VENV) -m benchmarks.speed $(ARGS)
 
 clean:
 	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
@@ -54,7 +54,7 @@ clean:
 	    exit 1; }
 	$(INSTALL) $(TORCH_OPTIONS) torch==2.13.0
 	$(INSTALL) --constraint constraints.txt setuptools
-	$(INSTALL) --constraint constraints.txt --no-build-isolation --editable '.[data,trackers,test,check]'
+	$(INSTALL) --constraint constraints.txt --no-build-isolation --editable '.[data,onnx,trackers,test,check]'
 	@touch $@
 
 .cache/tmp:

@@ -1,0 +1,179 @@
+"""The objective of a benchmark on both sides: ours, and the same model built from the classes of transformers.
+
+The other side is a careful user's: output layer on the chosen positions only, and tokens drawn by one random number each
+(with torch.multinomial a step takes a fifth longer).  Before anything is timed, both sides must compute the same: with
+weights copied across and the same corrupted input, losses, logits and gradients agree.
+"""
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from transformers import ConvBertConfig, ConvBertForMaskedLM, ConvBertModel, ElectraConfig, ElectraForMaskedLM, ElectraModel
+from transformers.models.electra.modeling_electra import ElectraDiscriminatorPredictions
+
+from layerwright import presets
+from layerwright.architecture import Architecture
+from layerwright.backbone import Backbone
+from layerwright.batches import Batch
+from layerwright.kernels import pick
+from layerwright.objectives import MaskedLM, ReplacedTokenDetection, at, choose
+from layerwright.supernet import Supernet
+from layerwright.vocabulary import Special
+
+ROWS, LENGTH, RATE, WEIGHT = 32, 128, 0.15, 50.0
+SPECIAL = Special(pad=0, unk=100, cls=101, sep=102, mask=103)
+FAMILIES = {
+    "electra-small": (ElectraConfig, ElectraForMaskedLM, ElectraModel),
+    "convbert-small": (ConvBertConfig, ConvBertForMaskedLM, ConvBertModel),
+}
+# A generator of transformers' ConvBERT has one head, of half the width.
+GENERATORS = {"convbert-small": Architecture.parse("64 embed=128: 12x(mixed[form=transformers] ffn)")}
+
+
+class Peer(nn.Module):
+    """ELECTRA or ConvBERT of transformers: generator and discriminator that share embeddings, as one objective."""
+
+    def __init__(self, model: str, dropout: float = 0.1):
+        super().__init__()
+        config, masked, backbone = FAMILIES[model]
+        sizes = {"vocab_size": 30522, "embedding_size": 128, "num_hidden_layers": 12, "pad_token_id": 0}
+        rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        small = config(hidden_size=64, num_attention_heads=1, intermediate_size=256, **sizes, **rates)
+        large = config(hidden_size=256, num_attention_heads=4, intermediate_size=1024, **sizes, **rates)
+        self.generator, self.discriminator = masked(small), backbone(large)
+        self.head = ElectraDiscriminatorPredictions(large)
+        inner = getattr(self.generator, small.model_type)
+        for name in ("word_embeddings", "position_embeddings", "token_type_embeddings", "LayerNorm"):
+            setattr(inner.embeddings, name, getattr(self.discriminator.embeddings, name))
+        self.generator.generator_lm_head.weight = self.discriminator.embeddings.word_embeddings.weight
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return the loss."""
+        places = choose(batch, RATE, SPECIAL).places
+        logits, nats = self.generate(batch, places, self.corrupt(batch, places))
+        drawn = pick(logits.detach().float().softmax(-1), at(batch.dice, places)[..., 2].flatten())
+        ids = batch.ids.scatter(1, places, drawn.view_as(places))
+        return nats + WEIGHT * self.detect(batch, ids)[1]
+
+    def corrupt(self, batch: Batch, places: torch.Tensor) -> torch.Tensor:
+        """Return what the generator reads: of the chosen tokens 85% masked."""
+        masked = torch.where(at(batch.dice, places)[..., 1] < 0.85, SPECIAL.mask, batch.ids.gather(1, places))
+        return batch.ids.scatter(1, places, masked)
+
+    def generate(self, batch: Batch, places: torch.Tensor, ids: torch.Tensor, mean: str = "mean"):
+        """Return the logits of the chosen tokens, and the loss."""
+        states = self.generator.base_model(ids, token_type_ids=batch.segments).last_hidden_state
+        logits = self.generator.generator_lm_head(self.generator.generator_predictions(at(states, places).flatten(0, 1)))
+        return logits, F.cross_entropy(logits, batch.ids.gather(1, places).flatten(), reduction=mean)
+
+    def detect(self, batch: Batch, ids: torch.Tensor):
+        """Return logits and loss of the discriminator."""
+        logits = self.head(self.discriminator(ids, token_type_ids=batch.segments).last_hidden_state)
+        return logits, F.binary_cross_entropy_with_logits(logits, (ids != batch.ids).to(logits.dtype))
+
+
+def objective(net: Backbone | Supernet, model: str = "electra-small", dropout: float = 0.1) -> ReplacedTokenDetection:
+    """Build our side: the generator is a quarter as wide as that model, whatever the backbone."""
+    small = GENERATORS.get(model) or presets.architecture(model).narrow(1 / 4)
+    generator = MaskedLM(Backbone(small, dropout), SPECIAL, rate=RATE, masked=0.85, random=0.0)
+    return ReplacedTokenDetection(net, generator, WEIGHT)
+
+
+def random_batch(seed: int) -> Batch:
+    """Draw rows "[CLS] a [SEP] b [SEP]" of random tokens."""
+    chance = torch.Generator().manual_seed(seed)
+    ids = torch.randint(1000, 30522, (ROWS, LENGTH), generator=chance)
+    middle = torch.randint(2, LENGTH - 2, (ROWS, 1), generator=chance)
+    ids = ids.scatter(1, middle, SPECIAL.sep)
+    ids[:, 0], ids[:, -1] = SPECIAL.cls, SPECIAL.sep
+    segments = (torch.arange(LENGTH) > middle).long()
+    return Batch(ids, segments=segments, dice=torch.rand(ROWS, LENGTH, 3, generator=chance))
+
+
+def copy_weights(ours: ReplacedTokenDetection, peer: Peer) -> None:
+    """Copy our weights into the peer."""
+    pairs = [*_pairs(ours.generator.backbone, peer.generator.base_model), *_pairs(ours.backbone, peer.discriminator)]
+    pairs += [
+        (ours.generator.head.transform, peer.generator.generator_predictions.dense),
+        (ours.generator.head.norm, peer.generator.generator_predictions.LayerNorm),
+        (ours.head.hidden, peer.head.dense),
+        (ours.head.replaced, peer.head.dense_prediction),
+    ]
+    peer.generator.generator_lm_head.bias.data.copy_(ours.generator.head.bias)
+    for source, target in pairs:
+        for name, value in target.named_parameters():
+            place = "pointwise.bias" if name == "bias" and isinstance(source, nn.ModuleDict) else name
+            value.data.copy_(source.get_parameter(place).data.view(value.shape))
+
+
+def _pairs(ours: Backbone, theirs: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Return which modules hold the same weights."""
+    embeddings = theirs.embeddings
+    yield ours.embed.token, embeddings.word_embeddings
+    yield ours.embed.position, embeddings.position_embeddings
+    yield ours.embed.segment, embeddings.token_type_embeddings
+    yield ours.embed.norm, embeddings.LayerNorm
+    yield ours.embed.widen, theirs.embeddings_project
+    for index, layer in enumerate(theirs.encoder.layer):
+        attn, ffn, own = ours.layers[2 * index], ours.layers[2 * index + 1], layer.attention.self
+        yield from ((getattr(attn.body, name), getattr(own, name)) for name in ("query", "key", "value"))
+        if hasattr(own, "conv_out_layer"):
+            yield attn.body.conv_value, own.conv_out_layer
+            yield attn.body.kernels, own.conv_kernel_layer
+            separable = {"depthwise": attn.body.depthwise, "pointwise": attn.body.pointwise}
+            yield nn.ModuleDict(separable), own.key_conv_attn_layer
+        yield attn.body.out, layer.attention.output.dense
+        yield attn.norm, layer.attention.output.LayerNorm
+        yield ffn.body.up, layer.intermediate.dense
+        yield ffn.body.out, layer.output.dense
+        yield ffn.norm, layer.output.LayerNorm
+
+
+def check_parity(model: str) -> dict[str, float]:
+    """Return the largest relative differences between the sides; the same weights and corrupted input for both.
+
+    Raises:
+        SystemExit: they compute different things.
+    """
+    torch.manual_seed(0)
+    ours = objective(Backbone(presets.architecture(model), 0.0), model, 0.0)
+    peer, batch = Peer(model, dropout=0.0), random_batch(0)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.02)
+    copy_weights(ours, peer)
+    found: dict[str, float] = {}
+    for precision, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 5e-2)):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+            sides = [_outcome(ours, peer, batch, side) for side in ("ours", "theirs")]
+        for name, (a, b) in {name: (sides[0][name].float(), sides[1][name].float()) for name in sides[0]}.items():
+            difference = ((a - b).norm() / b.norm()).item()
+            found[f"{name}, {str(precision)[6:]}"] = difference
+            if not difference < tolerance:
+                raise SystemExit(f"{model}: the sides differ in {name}, {precision}, by {difference:.2g} of its norm")
+    return found
+
+
+def _outcome(ours: ReplacedTokenDetection, peer: Peer, batch: Batch, side: str) -> dict[str, torch.Tensor]:
+    """Return logits, losses and gradients of a side, for tokens drawn by our generator in float32."""
+    choice = choose(batch, RATE, SPECIAL)
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        drawn = ours.generator.predict(batch, choice, at(batch.dice, choice.places)[..., 2].flatten())[1]
+        ids, replaced = ours.fill(batch, choice, drawn)
+    if side == "ours":
+        nats = ours.generator.predict(batch, choice)[0]
+        guesses = ours.head(ours.backbone(ids, None, batch.segments))
+        detected = F.binary_cross_entropy_with_logits(guesses.float(), replaced.float())
+        first, second = ours.backbone, ours.generator.backbone
+        weights = [first.embed.token.weight, first.layers[0].body.query.weight, second.layers[1].body.up.weight]
+    else:
+        nats = peer.generate(batch, choice.places, peer.corrupt(batch, choice.places), "none")[1]
+        guesses, detected = peer.detect(batch, ids)
+        first, second = peer.discriminator, peer.generator.base_model.encoder.layer[0]
+        attention = first.encoder.layer[0].attention.self
+        weights = [first.embeddings.word_embeddings.weight, attention.query.weight, second.intermediate.dense.weight]
+    grads = torch.autograd.grad(nats.mean() + WEIGHT * detected, weights)
+    named = {f"gradient {index}": grad for index, grad in enumerate(grads)}
+    return {"masked losses": nats, "logits": guesses, "replaced loss": detected, **named}
