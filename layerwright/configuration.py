@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig
 
 from .architecture import Architecture
 from .errors import nearest
+from .guard import check_architecture, check_keys
 from .layers.feedforward import ACTIVATIONS
 
 
@@ -23,7 +24,7 @@ class LayerwrightConfig(PreTrainedConfig):
     classify rows, which have none where this is None; classifier_input_dropout: dropout before that map too.
 
     Raises:
-        ValueError: the text is not an architecture, or an activation is unknown.
+        ValueError: the text is not an architecture or one of an absurd size, an activation is unknown, or a field names code.
     """
 
     model_type = "layerwright"
@@ -42,12 +43,16 @@ class LayerwrightConfig(PreTrainedConfig):
     sep_token_id: int | None = None
 
     def __post_init__(self, **others: Any) -> None:
+        check_keys(others, "the configuration")
         self.architecture = _read(self.architecture).explicit()
         for name in ("head_act", "classifier_act"):
             act = getattr(self, name)
             if act not in ACTIVATIONS and not (act is None and name == "classifier_act"):
                 raise ValueError(f"`{name}` of the configuration is {act!r}{nearest(str(act), ACTIVATIONS)}")
         super().__post_init__(**others)  # type: ignore[no-untyped-call]
+        if self.id2label and self.label2id is None:
+            # transformers leaves it out where labels are named, but some of its pipelines read it.
+            self.label2id = {str(label): int(index) for index, label in self.id2label.items()}
 
     @property
     def arch(self) -> Architecture:
@@ -91,6 +96,8 @@ def _read(text: str) -> Architecture:
     if not isinstance(text, str) or not text:
         raise ValueError(f"the configuration has no text of an architecture, but `architecture` is {text!r}")
     try:
-        return Architecture.parse(text)
+        arch = Architecture.parse(text)
+        check_architecture(arch)
+        return arch
     except ValueError as error:
         raise ValueError(f"`architecture` of the configuration is {shorten(text, 80)!r}: {error}") from None

@@ -4,8 +4,9 @@ The names of its weights are those of `Backbone`.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import torch
@@ -13,20 +14,23 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPooling
-from transformers.utils.generic import ModelOutput
 
 from .architecture import Architecture
 from .backbone import Embedding, Residual, initialise, last_norm, run, set_weights
 from .configuration import LayerwrightConfig
 from .errors import nearest
+from .guard import INDEX, WEIGHTS, stored
 from .layers import Context
 
 
 class Asked(TypedDict, total=False):
-    """What a call asks for besides its inputs; without it, or with None, the configuration decides."""
+    """What a call asks for besides its inputs; without it, or with None, the configuration decides.
+
+    output_hidden_states: indices, which may be negative, ask for those only; None stands in place of the others.
+    """
 
     output_attentions: bool | None
-    output_hidden_states: bool | None
+    output_hidden_states: bool | Sequence[int] | None
     return_dict: bool | None
 
 
@@ -78,6 +82,22 @@ class LayerwrightPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _no_split_modules = [Embedding.__name__, Checkpointed.__name__]  # noqa: RUF012
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *arguments: Any, **more: Any) -> Any:
+        """Load a model as transformers does, but from safetensors alone: a pickle, which could run code, is never loaded.
+
+        Raises:
+            ValueError: other weights are asked for, or the index of a folder names files outside it.
+            IntegrityError: the header of a weights file does not agree with the file.
+        """
+        if more.pop("use_safetensors", None) is False:
+            raise ValueError("use_safetensors=False: weights are read from safetensors only, never from a pickle")
+        if pretrained_model_name_or_path is not None:
+            folder = Path(pretrained_model_name_or_path)
+            if (folder / INDEX).is_file() or (folder / WEIGHTS).is_file():
+                stored(folder)
+        return super().from_pretrained(pretrained_model_name_or_path, *arguments, use_safetensors=True, **more)
+
     def get_input_embeddings(self) -> nn.Module:
         """Return the token embedding."""
         return self.base_model.embed.token  # type: ignore[union-attr,return-value]
@@ -94,10 +114,10 @@ class LayerwrightPreTrainedModel(PreTrainedModel):
         if not all(getattr(parameter, "_is_hf_initialized", False) for parameter in module.parameters()):
             super()._initialize_weights(module)
 
-    def wants(self, name: str, asked: Asked) -> bool:
+    def wants(self, name: str, asked: Asked) -> Any:
         """Return what a call asks for by this name, or else the configuration."""
         value = asked.get(name)
-        return bool(getattr(self.config, name) if value is None else value)
+        return getattr(self.config, name) if value is None else value
 
 
 class Pooler(nn.Module):
@@ -136,7 +156,7 @@ class LayerwrightModel(LayerwrightPreTrainedModel):
         position_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         **kwargs: Unpack[Asked],
-    ) -> ModelOutput | tuple[Any, ...]:
+    ) -> BaseModelOutput | BaseModelOutputWithPooling | tuple[Any, ...]:
         """Map ids [B, L], or token vectors [B, L, E], to states [B, L, D].
 
         attention_mask: [B, L], not zero at real tokens.  position_ids: [B or 1, L], counted from 0 at the first token, which
@@ -144,8 +164,8 @@ class LayerwrightModel(LayerwrightPreTrainedModel):
         result.  Attentions: the probabilities [B, H, L, L] of each layer that has any, in the order of the layers.
 
         Raises:
-            ValueError: both or neither of ids and vectors, a mask of another shape, an unknown argument, or attentions
-                where no layer has any.
+            ValueError: both or neither of ids and vectors, a mask of another shape, an unknown argument, a hidden state
+                that is not there, or attentions where no layer has any.
         """
         _refuse(kwargs)
         if (input_ids is None) == (inputs_embeds is None):
@@ -154,7 +174,8 @@ class LayerwrightModel(LayerwrightPreTrainedModel):
         assert tokens is not None
         if attention_mask is not None and attention_mask.shape != tokens.shape[:2]:
             raise ValueError(f"attention_mask is {list(attention_mask.shape)}, and the tokens are {list(tokens.shape[:2])}")
-        states: list[Tensor] | None = [] if self.wants("output_hidden_states", kwargs) else None
+        wanted: bool | Sequence[int] = self.wants("output_hidden_states", kwargs)
+        states: list[Tensor] | None = [] if wanted else None
         # Not a list, which accelerate would copy on the way from device to device.
         maps: deque[Tensor] | None = deque() if self.wants("output_attentions", kwargs) else None
         context = Context(
@@ -167,11 +188,26 @@ class LayerwrightModel(LayerwrightPreTrainedModel):
         last = run(self.layers, self.norm, x, context, states)
         if maps is not None and not maps:
             raise ValueError(f"output_attentions: no layer of '{self.config.arch}' has attention probabilities")
-        rest = {"hidden_states": tuple(states) if states else None, "attentions": tuple(maps) if maps else None}
-        output: ModelOutput = BaseModelOutput(last, **rest)
+        rest: dict[str, Any] = {
+            "hidden_states": _chosen(states, wanted) if states else None,
+            "attentions": tuple(maps) if maps else None,
+        }
+        output: BaseModelOutput | BaseModelOutputWithPooling = BaseModelOutput(last, **rest)
         if self.pooler is not None:
             output = BaseModelOutputWithPooling(last, self.pooler(last), **rest)
         return output if self.wants("return_dict", kwargs) else output.to_tuple()
+
+
+def _chosen(states: list[Tensor], wanted: bool | Sequence[int]) -> tuple[Tensor | None, ...]:
+    """Return the states, with None in place of those at other indices than the wanted ones, where there are indices."""
+    if isinstance(wanted, bool):
+        return tuple(states)
+    count = len(states)
+    for index in wanted:
+        if not -count <= index < count:
+            raise ValueError(f"output_hidden_states: there is no state {index}, only 0 to {count - 1}")
+    kept = {index % count for index in wanted}
+    return tuple(x if index in kept else None for index, x in enumerate(states))
 
 
 def _refuse(asked: Asked) -> None:

@@ -5,7 +5,7 @@ classes load such a folder.
 """
 
 from collections.abc import Callable
-from typing import Any, ClassVar, NamedTuple, Unpack, cast
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -51,11 +51,14 @@ __all__ = [
 IGNORED = -100  # the label of what has none
 
 
-class ModelWithHead(LayerwrightPreTrainedModel):
+Output = TypeVar("Output", bound=ModelOutput)
+
+
+class ModelWithHead(LayerwrightPreTrainedModel, Generic[Output]):
     """A backbone and a head: states -> logits, and a loss where there are labels.  Its weights: `backbone.*`, `head.*`."""
 
     _keys_to_ignore_on_load_unexpected = [r"pooler\."]  # noqa: RUF012
-    output: ClassVar[Callable[..., ModelOutput]]
+    output: ClassVar[Callable[..., Any]]
 
     def __init__(self, config: LayerwrightConfig):
         super().__init__(config)
@@ -85,7 +88,7 @@ class ModelWithHead(LayerwrightPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs: Unpack[Asked],
-    ) -> ModelOutput | tuple[Any, ...]:
+    ) -> Output | tuple[Any, ...]:
         """Map ids [B, L], or token vectors [B, L, E], to logits, and a loss where labels are given."""
         inputs = Inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds)
         encoded = self.encode(inputs, kwargs)
@@ -97,13 +100,13 @@ class ModelWithHead(LayerwrightPreTrainedModel):
         """Return what the backbone makes of the inputs."""
         return self.backbone(**inputs._asdict(), **(asked | {"return_dict": True}))
 
-    def answer(self, encoded: Any, asked: Asked, **found: Tensor | None) -> ModelOutput | tuple[Any, ...]:
+    def answer(self, encoded: Any, asked: Asked, **found: Tensor | None) -> Output | tuple[Any, ...]:
         """Return what was found, with what was asked for, as the class of the output or as a tuple."""
-        output = self.output(**found, hidden_states=encoded.hidden_states, attentions=encoded.attentions)
+        output: Output = self.output(**found, hidden_states=encoded.hidden_states, attentions=encoded.attentions)
         return output if self.wants("return_dict", asked) else output.to_tuple()
 
 
-class LayerwrightForMaskedLM(ModelWithHead):
+class LayerwrightForMaskedLM(ModelWithHead[MaskedLMOutput]):
     """Predict masked tokens: logits [B, L, V], labels [B, L].  The output matrix is the token embedding itself."""
 
     output = MaskedLMOutput
@@ -127,11 +130,13 @@ class LayerwrightForMaskedLM(ModelWithHead):
     ) -> nn.Embedding:
         """Resize the token embedding, as other models of transformers do, and with it the bias of the output."""
         embedding = super().resize_token_embeddings(new_num_tokens, pad_to_multiple_of, mean_resizing)
-        cast(MaskedHead, self.head).resize(embedding.num_embeddings, mean=mean_resizing)
+        head = cast(MaskedHead, self.head)
+        if embedding.num_embeddings != len(head.bias):
+            head.resize(embedding.num_embeddings, mean=mean_resizing)
         return embedding
 
 
-class LayerwrightForPreTraining(ModelWithHead):
+class LayerwrightForPreTraining(ModelWithHead[TokenClassifierOutput]):
     """Tell replaced tokens from original ones: logits [B, L], labels [B, L], 1 where replaced (Clark et al. 2020)."""
 
     output = TokenClassifierOutput
@@ -146,7 +151,7 @@ class LayerwrightForPreTraining(ModelWithHead):
         return F.binary_cross_entropy_with_logits(logits[counted], labels[counted].float())
 
 
-class LayerwrightForSequenceClassification(ModelWithHead):
+class LayerwrightForSequenceClassification(ModelWithHead[SequenceClassifierOutput]):
     """Classify a text or a pair, or give it a number: logits [B, classes] from the first token, labels [B].
 
     The configuration's `problem_type` decides the loss; without it, one class means regression.
@@ -167,7 +172,7 @@ class LayerwrightForSequenceClassification(ModelWithHead):
         return F.mse_loss(logits, labels) if problem == "regression" else F.binary_cross_entropy_with_logits(logits, labels)
 
 
-class LayerwrightForMultipleChoice(ModelWithHead):
+class LayerwrightForMultipleChoice(ModelWithHead[MultipleChoiceModelOutput]):
     """Choose among C texts: inputs [B, C, L], logits [B, C], labels [B].  Hidden states are [B*C, L, D]."""
 
     output = MultipleChoiceModelOutput
@@ -190,7 +195,7 @@ class LayerwrightForMultipleChoice(ModelWithHead):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         **kwargs: Unpack[Asked],
-    ) -> ModelOutput | tuple[Any, ...]:
+    ) -> MultipleChoiceModelOutput | tuple[Any, ...]:
         """Map ids [B, C, L], or token vectors [B, C, L, E], to logits [B, C], and a loss where labels are given.
 
         Raises:
@@ -208,7 +213,7 @@ class LayerwrightForMultipleChoice(ModelWithHead):
         return self.answer(encoded, kwargs, loss=loss, logits=logits)
 
 
-class LayerwrightForTokenClassification(ModelWithHead):
+class LayerwrightForTokenClassification(ModelWithHead[TokenClassifierOutput]):
     """Classify each token: logits [B, L, classes], labels [B, L]."""
 
     output = TokenClassifierOutput
@@ -224,7 +229,7 @@ class LayerwrightForTokenClassification(ModelWithHead):
         return F.cross_entropy(logits.flatten(0, 1), labels.flatten())
 
 
-class LayerwrightForQuestionAnswering(ModelWithHead):
+class LayerwrightForQuestionAnswering(ModelWithHead[QuestionAnsweringModelOutput]):
     """Find the first and the last token of an answer: logits [B, L] of each, start_positions and end_positions [B]."""
 
     output = QuestionAnsweringModelOutput
@@ -256,7 +261,7 @@ class LayerwrightForQuestionAnswering(ModelWithHead):
         start_positions: Tensor | None = None,
         end_positions: Tensor | None = None,
         **kwargs: Unpack[Asked],
-    ) -> ModelOutput | tuple[Any, ...]:
+    ) -> QuestionAnsweringModelOutput | tuple[Any, ...]:
         """Map ids [B, L], or token vectors [B, L, E], to logits of both ends, and a loss where both places are given."""
         encoded = self.encode(Inputs(input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds), kwargs)
         start, end = (x.contiguous() for x in self.predict(encoded.last_hidden_state).unbind(-1))

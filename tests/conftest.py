@@ -27,6 +27,11 @@ for name in ("FORCE_COLOR", "CLICOLOR_FORCE", "RANK", "LOCAL_RANK", "WORLD_SIZE"
 import hypothesis  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from tokenizers import Tokenizer  # noqa: E402
+from tokenizers.models import WordLevel  # noqa: E402
+from tokenizers.pre_tokenizers import Whitespace  # noqa: E402
+from tokenizers.processors import TemplateProcessing  # noqa: E402
+from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 from layerwright.corpus import Corpus, CorpusSettings, build  # noqa: E402
 
@@ -85,3 +90,18 @@ def tiny_corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     folder: Path = tmp_path_factory.mktemp("tiny")
     (folder / "sentences.txt").write_text("\n\n".join(documents) + "\n")
     return build([str(folder / "sentences.txt")], folder / "corpus", CorpusSettings(vocab=300, validation=0.1))
+
+
+@pytest.fixture
+def tokenizer_folder(tmp_path: Path) -> Path:
+    """A folder with a tokenizer of fourteen words."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *["the", "cat", "dog", "sat", "on", "a", "mat", "and", "ran"]]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
+    )
+    special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
+    names = {f"{name}_token": token for name, token in special.items()}
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"

@@ -2,15 +2,10 @@
 
 import json
 from copy import deepcopy
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
-from tokenizers.pre_tokenizers import Whitespace
-from tokenizers.processors import TemplateProcessing
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -26,7 +21,6 @@ from transformers import (
     BertForMaskedLM,
     ElectraConfig,
     ElectraForPreTraining,
-    PreTrainedTokenizerFast,
     pipeline,
 )
 
@@ -305,20 +299,6 @@ def test_a_configuration_that_is_no_architecture(tmp_path, text, message):
     (tmp_path / "config.json").write_text(json.dumps(settings))
     with pytest.raises(ValueError, match=message):
         AutoModel.from_pretrained(tmp_path)
-
-
-@pytest.fixture
-def tokenizer_folder(tmp_path: Path) -> Path:
-    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *["the", "cat", "dog", "sat", "on", "a", "mat", "and", "ran"]]
-    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(words)}, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = Whitespace()
-    tokenizer.post_processor = TemplateProcessing(
-        single="[CLS] $A [SEP]", pair="[CLS] $A [SEP] $B:1 [SEP]:1", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
-    )
-    special = {"pad": "[PAD]", "unk": "[UNK]", "cls": "[CLS]", "sep": "[SEP]", "mask": "[MASK]"}
-    names = {f"{name}_token": token for name, token in special.items()}
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names).save_pretrained(tmp_path / "tokenizer")
-    return tmp_path / "tokenizer"
 
 
 def test_fill_mask_pipeline(tmp_path, tokenizer_folder):
