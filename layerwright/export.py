@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from . import kernels, vocabulary
 from .checkpoint import MANIFEST, seal_folder, verify_folder
 from .errors import DataError, IntegrityError, nearest
+from .guard import read_json
 from .handover import TOKENIZER_FILES
 from .models import FACES, LayerwrightForMultipleChoice, LayerwrightPreTrainedModel
 from .runtime import PACKAGES, Array, Drift, Latency, Session, difference, drift, need, quantise, race
@@ -102,8 +103,8 @@ def open_folder(folder: Path) -> LayerwrightPreTrainedModel:
         raise ValueError(f"{folder} is not a model folder: it has no config.json")
     if (folder / MANIFEST).exists():
         verify_folder(folder)
+    settings = read_json(folder, "config.json")
     try:
-        settings = json.loads((folder / "config.json").read_bytes())
         kind, (name, *_) = settings["model_type"], settings["architectures"]
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{folder / 'config.json'} does not say which model this is (model_type, architectures)") from None

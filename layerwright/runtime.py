@@ -82,19 +82,34 @@ def quantise(source: Path, target: Path, *, external: bool) -> None:
     A matrix has a scale for each column, an embedding one.  Of the 8 bits 7 are used: processors without VNNI add two
     products in 16 bits, where more would saturate.  external: the weights lie in a file beside the graph.
     """
-    quantization = need("onnxruntime.quantization")
+    onnx, quantization = need("onnx"), need("onnxruntime.quantization")
     prepare = need("onnxruntime.quantization.shape_inference").quant_pre_process
     with TemporaryDirectory(dir=target.parent, prefix=".int8-") as folder:
-        folded = Path(folder) / "folded.onnx"  # an output matrix that is an embedding transposed becomes a matrix here
+        # An output matrix that is an embedding transposed becomes a matrix in the first of the two.
+        folded, quantised = (Path(folder) / name for name in ("folded.onnx", "quantised.onnx"))
         prepare(source, folded, skip_symbolic_shape=True, save_as_external_data=external, all_tensors_to_one_file=True)
         quantization.quantize_dynamic(
             folded,
-            target,
+            quantised,
             op_types_to_quantize=["MatMul", "Gather"],
             per_channel=True,
             reduce_range=True,
             use_external_data_format=external,
         )
+        model = onnx.load(quantised)
+        _spread(model, onnx.numpy_helper)
+        onnx.save_model(model, target, save_as_external_data=external, location=f"{target.name}.data")
+
+
+def _spread(model: Any, arrays: Any) -> None:
+    """Shape the scales and zero points of grouped matrices [G, in, out] as [G, 1, out]: ONNX Runtime refuses [out] for them."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    for name, tensor in stored.items():
+        if name.endswith("_quantized") and len(tensor.dims) == 3:
+            for kind in ("scale", "zero_point"):
+                one = stored[f"{name.removesuffix('quantized')}{kind}"]
+                values = np.broadcast_to(arrays.to_array(one), (tensor.dims[0], 1, tensor.dims[2]))
+                one.CopyFrom(arrays.from_array(values.copy(), one.name))
 
 
 def difference(expected: Outputs, found: Outputs) -> float:
