@@ -50,8 +50,9 @@ def present(module: nn.Module) -> Iterator[None]:
 
     It fetches those of a module that is called, but layers also read the weights of their parts without calling them.
     """
-    hooks: list[tuple[nn.Module, Any]] = [(part, getattr(part, "_hf_hook", None)) for part in module.modules()]
-    hooks = [(part, hook) for part, hook in hooks if getattr(hook, "offload", False)]
+    hooks: list[tuple[nn.Module, Any]] = []
+    if "_hf_hook" in vars(module):  # then its parts may have one, too
+        hooks = [(part, hook) for part in module.modules() if getattr(hook := vars(part).get("_hf_hook"), "offload", False)]
     for part, hook in hooks:
         hook.pre_forward(part)
     try:

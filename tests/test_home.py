@@ -315,15 +315,16 @@ FACES_BY_KIND = {face.model: face.auto for face in FACES.values()}
 
 
 @every_model
-@pytest.mark.parametrize("devices", ["cpu", "auto", "disk", "both"])
+@pytest.mark.parametrize("devices", ["cpu", "auto", "disk", "both", "whole"])
 def test_any_map_of_devices_serves(tmp_path, kind, devices):
     model = toy(kind)
     model.save_pretrained(tmp_path)
     places: Any = devices
-    if devices in ("disk", "both"):
-        parts = ["embed", *(f"layers.{index}" for index in range(4)), "norm"]
+    if devices in ("disk", "both", "whole"):
+        parts = ["embed", *(["layers"] if devices == "whole" else [f"layers.{index}" for index in range(4)]), "norm"]
         parts = parts if kind is LayerwrightModel else [*(f"backbone.{part}" for part in parts), "head"]
-        places = {part: "disk" if devices == "disk" or "layers" in part else "cpu" for part in parts[:-1]} | {parts[-1]: "cpu"}
+        places = {part: "cpu" if devices == "both" and "layers" not in part else "disk" for part in parts[:-1]}
+        places[parts[-1]] = "cpu"
     loaded = kind.from_pretrained(tmp_path, device_map=places, offload_folder=tmp_path / "off")
     close(answer(loaded), answer(model))
     assert len(loaded(**inputs(kind), output_attentions=True).attentions) == 2
