@@ -454,8 +454,6 @@ def test_the_trainer_trains_a_masked_language_model(tmp_path, tokenizer_folder):
     assert trainer.evaluate()["eval_loss"] < before / 2
 
 
-# PEFT calls it by the name that newer releases of transformers give up.
-@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 @pytest.mark.parametrize(
     ("kind", "task"), [(LayerwrightForSequenceClassification, TaskType.SEQ_CLS), (LayerwrightModel, TaskType.FEATURE_EXTRACTION)]
 )
