@@ -90,14 +90,18 @@ class LayerwrightConfig(PreTrainedConfig):
         return self.arch.segments
 
 
-@lru_cache(maxsize=64)
-def _read(text: str) -> Architecture:
+def _read(text: object) -> Architecture:
     """Read the text of a configuration, which may come from anyone."""
     if not isinstance(text, str) or not text:
         raise ValueError(f"the configuration has no text of an architecture, but `architecture` is {text!r}")
     try:
-        arch = Architecture.parse(text)
-        check_architecture(arch)
-        return arch
+        return _parse(text)
     except ValueError as error:
         raise ValueError(f"`architecture` of the configuration is {shorten(text, 80)!r}: {error}") from None
+
+
+@lru_cache(maxsize=64)
+def _parse(text: str) -> Architecture:
+    arch = Architecture.parse(text)
+    check_architecture(arch)
+    return arch

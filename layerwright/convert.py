@@ -51,19 +51,18 @@ class Conversion(NamedTuple):
 
 
 class Source(NamedTuple):
-    """A folder to convert: where it is, what its links may lead to, what it is called, and its configuration."""
+    """A folder to convert: where it is, what it is called, and its configuration."""
 
     folder: Path
-    root: Path
     name: str
     settings: dict[str, Any]
 
     def tokenizer(self) -> Path | None:
         """Return the folder if it holds a tokenizer, none of whose files leads elsewhere or names code."""
-        files = [name for name in TOKENIZER_FILES if inside(self.folder, name, self.root).is_file()]
+        files = [name for name in TOKENIZER_FILES if inside(self.folder, name).is_file()]
         for name in ("tokenizer_config.json", "special_tokens_map.json"):
             if name in files:
-                read_json(self.folder, name, self.root)
+                read_json(self.folder, name)
         return self.folder if files else None
 
 
@@ -83,11 +82,11 @@ def convert(source: str | Path, out: Path, to: str | None = None) -> Conversion:
     given = find(source)
     if out.resolve() == given.folder.resolve():
         raise ValueError(f"{out} is the source itself: give another folder to write")
-    kind = given.settings.get("model_type")
+    kind = str(given.settings.get("model_type"))[:40]
     if kind == LayerwrightConfig.model_type:
         return _outward(given, out, to)
     if kind not in FAMILIES:
-        raise ValueError(f"{given.name} is of model_type {str(kind)[:40]!r}{nearest(str(kind), [*FAMILIES, 'layerwright'])}")
+        raise ValueError(f"{given.name} is of model_type {kind!r}{nearest(kind, [*FAMILIES, 'layerwright'])}")
     if to is not None:
         raise ValueError(f"{given.name} is a {kind} of transformers already: --to is for model folders of ours")
     return _inward(given, FAMILIES[kind], out)
@@ -102,7 +101,7 @@ def find(source: str | Path) -> Source:
     """
     folder = Path(source)
     if folder.is_dir():
-        return Source(folder, folder, folder.resolve().name, read_json(folder, "config.json"))
+        return Source(folder, folder.resolve().name, read_json(folder, "config.json"))
     if not re.fullmatch(r"\w[\w.-]*(/\w[\w.-]*)?", str(source)):
         raise FileNotFoundError(f"{source} is no folder, and no name that a model on the Hub could have")
     try:
@@ -110,8 +109,7 @@ def find(source: str | Path) -> Source:
     except (HfHubHTTPError, OSError, ValueError) as error:
         why = str(error).strip().partition("\n")[0][:120]
         raise OSError(f"{source} is no folder here, and cannot be fetched from the Hub: {why}") from None
-    root = folder.parent.parent  # the files of a snapshot are links into the cache of this one model
-    return Source(folder, root, str(source), read_json(folder, "config.json", root))
+    return Source(folder, str(source), read_json(folder, "config.json"))
 
 
 def _inward(given: Source, family: Family, out: Path) -> Conversion:
@@ -123,7 +121,7 @@ def _inward(given: Source, family: Family, out: Path) -> Conversion:
     check_architecture(arch)
     if key == "spans" and config.num_labels != 2:
         raise ValueError(f"config.json has {config.num_labels} labels: {head.model} marks two places, first and last")
-    found = stored(given.folder, given.root)
+    found = stored(given.folder)
     pooled = family.pooler and key == "backbone" and any(name.endswith("pooler.dense.weight") for name in found)
     build = partial(_theirs, family, head, config, pooled=pooled)
     places, dropped = match(family, head, shapes_of(build), found)
@@ -171,7 +169,8 @@ def choose(config: LayerwrightConfig, key: str, to: str | None = None) -> tuple[
     fitting = [name for name, said in words.items() if not said.reasons]
     if not fitting:
         reasons = [f"\n  {name}: {reason}" for name, said in words.items() for reason in said.reasons]
-        raise ValueError(f"{to or 'no family of transformers'} cannot express '{config.arch}'{''.join(reasons)}")
+        told = f"{to} cannot express" if to else "no family of transformers can express"
+        raise ValueError(f"{told} '{config.arch}'{''.join(reasons)}")
     best = min(fitting, key=lambda name: len(words[name].notes))
     return FAMILIES[best], words[best]
 
@@ -210,7 +209,7 @@ def _own(given: Source) -> tuple[str, LayerwrightPreTrainedModel, torch.dtype]:
     if named not in classes:
         raise ValueError(f"config.json names the class {str(named)[:60]!r}{nearest(str(named), classes)}")
     build = partial(FACES[classes[named]].model, config)
-    found = stored(given.folder, given.root)
+    found = stored(given.folder)
     weights, dtype = read(match_own(shapes_of(build), found), found)
     return classes[named], _filled(build(), weights, dtype), dtype
 

@@ -38,17 +38,18 @@ def check_fields(family: Family, head: Head, settings: Fields) -> Fields:
     kept = {name: settings[name] for name in (*family.fields.values(), *CARRIED, head.dropout) if name in settings}
     for word, name in family.fields.items():
         if word == "act":
-            if name in kept and kept[name] not in ACTIVATIONS:
+            if name in kept and str(kept[name]) not in ACTIVATIONS:
                 raise ValueError(f"config.json has {name}={str(kept[name])[:40]!r}{nearest(str(kept[name]), ACTIVATIONS)}")
         elif word == "eps" or word.endswith("prob"):
             check_number(kept, name, 1.0)
         else:
             check_number(kept, name, LAYERS // 2 if word == "blocks" else TABLE, int(word != "segments"))
-    check_number(kept, head.dropout, 1.0)
+    optional = {name: value for name, value in kept.items() if value is not None and not isinstance(value, list)}
+    check_number(optional, head.dropout, 1.0)
     for name in TOKENS:
+        check_number(optional, name, TABLE)
         if isinstance(kept.get(name), list):
             del kept[name]  # several ends of a text: for models that write one
-        check_number(kept, name, TABLE)
     return kept | _labels(settings)
 
 
@@ -98,6 +99,8 @@ def wording(family: Family, key: str, config: LayerwrightConfig) -> Wording:
             reasons.append(f"the head: {name} is {own or 'none'}, and {act} in {head.model}")
     if dropped != config.classifier_input_dropout:
         notes.append(f"in training {head.model} {'also drops' if dropped else 'does not drop'} what enters its hidden map")
+    if "offset" not in family.fixed and config.pad_token_id is None:
+        notes.append(f"token {arch.offset - 1} is the padding token of {family.name}, and has no position")
     if key == "backbone" and config.pooler and not family.pooler:
         reasons.append(f"the pooler: {head.model} has none")
     if key == "backbone" and family.pooler and not config.pooler:
@@ -134,7 +137,7 @@ def _labels(settings: Mapping[str, Any]) -> Fields:
     labels = settings.get("id2label")
     if labels is None:
         check_number(settings, "num_labels", TABLE)
-        return {"num_labels": settings["num_labels"]} if settings.get("num_labels") is not None else {}
+        return {"num_labels": settings["num_labels"]} if "num_labels" in settings else {}
     try:
         found = {int(number): str(label) for number, label in labels.items()}
     except (AttributeError, ValueError, TypeError):

@@ -32,6 +32,7 @@ PLAIN: Mapping[str, tuple[object, ...]] = {
     "position_embedding_type": ("absolute", None),
     "pruned_heads": ({}, None),
     "tie_encoder_decoder": (False, None),
+    "quantization_config": (None,),
 }
 
 # What both configurations call by the same name.

@@ -23,7 +23,7 @@ LAYERS, WIDTH, TABLE, PARAMETERS = 4_096, 65_536, 20_000_000, 20_000_000_000
 JSON_BYTES, HEADER_BYTES, DIMENSIONS = 64_000_000, 100_000_000, 8
 
 # Keys by which a configuration makes transformers run code that came with a folder, or fetch it.
-CODE = ("auto_map", "custom_pipelines", "trust_remote_code", "custom_generate", "quantization_config", "kernel_config")
+CODE = ("auto_map", "custom_pipelines", "custom_generate", "trust_remote_code", "kernel_config")
 KERNELS = re.compile(r"_?(attn|experts)_implementation(_internal)?|use_kernels?")
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
@@ -93,38 +93,35 @@ def check_number(settings: Mapping[str, Any], name: str, most: float, least: flo
     Raises:
         ValueError: naming it.
     """
-    value = settings.get(name)
-    if value is None:
+    if name not in settings:
         return
-    whole = isinstance(most, int)
+    value, whole = settings[name], isinstance(most, int)
     if (type(value) is not int and (whole or type(value) is not float)) or not least <= value <= most:
         sort = "an integer" if whole else "a number"
-        raise ValueError(f"config.json has {name}={str(value)[:40]}: it must be {sort} from {least:,} to {most:,}")
+        raise ValueError(f"config.json has {name}={repr(value)[:40]}: it must be {sort} from {least:,} to {most:,}")
 
 
-def inside(folder: Path, name: str, root: Path | None = None) -> Path:
-    """Return the path of a file of a folder.
-
-    root: what links may lead to; the folder itself if None.
+def inside(folder: Path, name: str) -> Path:
+    """Return the path of a file of a folder; in the cache of the Hub, a link may lead to where the files of that model are.
 
     Raises:
         ValueError: the name is no plain one, or a link leads out of the folder.
     """
     _plain(name, str(folder))
-    path, top = folder / name, (root or folder).resolve()
-    if not path.resolve().is_relative_to(top):
+    path, top = folder / name, folder.parent.parent if folder.parent.name == "snapshots" else folder
+    if not path.resolve().is_relative_to(top.resolve()):
         raise ValueError(f"{path} is a link that leads out of its folder, to {path.resolve()}: refused")
     return path
 
 
-def read_json(folder: Path, name: str, root: Path | None = None) -> dict[str, Any]:
+def read_json(folder: Path, name: str) -> dict[str, Any]:
     """Read a JSON object of a folder, and nothing that it names.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: it is no JSON object, is too large, or names code.
     """
-    path = inside(folder, name, root)
+    path = inside(folder, name)
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {name}")
     if path.stat().st_size > JSON_BYTES:
@@ -139,7 +136,7 @@ def read_json(folder: Path, name: str, root: Path | None = None) -> dict[str, An
     return found
 
 
-def stored(folder: Path, root: Path | None = None) -> dict[str, Stored]:
+def stored(folder: Path) -> dict[str, Stored]:
     """Return the tensors that the safetensors files of a folder hold, each file's header checked against the file.
 
     Raises:
@@ -150,17 +147,17 @@ def stored(folder: Path, root: Path | None = None) -> dict[str, Stored]:
     if not (folder / INDEX).exists():
         if not (folder / WEIGHTS).exists():
             pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-            also = f" but {pickles[0]}, a pickle, which is never loaded: convert it to safetensors first" if pickles else ""
+            also = f", but {pickles[0]}: that is a pickle, which could run code, and is never loaded" if pickles else ""
             raise FileNotFoundError(f"{folder} has no {WEIGHTS}{also}")
-        return read_header(inside(folder, WEIGHTS, root))
-    parts = read_json(folder, INDEX, root).get("weight_map")
+        return read_header(inside(folder, WEIGHTS))
+    parts = read_json(folder, INDEX).get("weight_map")
     if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
         raise IntegrityError(f"{folder / INDEX} has no weight_map of names to files")
     found: dict[str, Stored] = {}
     for part in sorted(set(parts.values())):
         if not part.endswith(".safetensors"):
             raise ValueError(f"{folder / INDEX} names {part!r}, which is no safetensors file: refused")
-        path = inside(folder, part, root)
+        path = inside(folder, part)
         if not path.is_file():
             raise IntegrityError(f"{folder / INDEX} names {part}, which is missing")
         found |= {name: tensor for name, tensor in read_header(path).items() if parts.get(name) == part}

@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from .errors import IntegrityError
 from .models import LayerwrightForMultipleChoice, LayerwrightPreTrainedModel
@@ -19,9 +20,9 @@ def lengths(positions: int) -> list[int]:
     return sorted({length for length in (1, 2, 5, 24, most // 2, most - 1, most) if 1 <= length <= most})
 
 
-def tokens(model: LayerwrightPreTrainedModel, length: int, chance: torch.Generator) -> dict[str, Tensor]:
-    """Draw a batch of whole rows, none of which holds the padding token: some families count positions by it."""
-    arch, pad = model.config.arch, model.config.pad_token_id
+def tokens(model: LayerwrightPreTrainedModel, pad: int | None, length: int, chance: torch.Generator) -> dict[str, Tensor]:
+    """Draw a batch of whole rows, none of which holds the padding token: RoBERTa counts positions by it."""
+    arch = model.config.arch
     shape = (2, 2, length) if isinstance(model, LayerwrightForMultipleChoice) else (2, length)
     ids = torch.randint(max(1, arch.vocab - 1), shape, generator=chance)
     if pad is not None and arch.vocab > 1:
@@ -33,7 +34,7 @@ def tokens(model: LayerwrightPreTrainedModel, length: int, chance: torch.Generat
 
 
 @torch.no_grad()
-def gap(theirs: nn.Module, ours: LayerwrightPreTrainedModel) -> float:
+def gap(theirs: PreTrainedModel, ours: LayerwrightPreTrainedModel) -> float:
     """Return the largest difference between a model of transformers and ours, both in float32 and evaluation.
 
     Compared are the states before the first block, after each block, and all logits, over several lengths.
@@ -43,7 +44,7 @@ def gap(theirs: nn.Module, ours: LayerwrightPreTrainedModel) -> float:
     """
     chance, worst = torch.Generator().manual_seed(0), 0.0
     for length in lengths(ours.config.arch.positions):
-        batch = tokens(ours, length, chance)
+        batch = tokens(ours, theirs.config.pad_token_id, length, chance)
         found, wanted = (model(**batch, output_hidden_states=True, return_dict=True) for model in (ours, theirs))
         for place, distance in _distances(found, wanted).items():
             if not distance <= TOLERANCE:
