@@ -25,7 +25,8 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from layerwright import PRESETS, cli, cost
+from layerwright import PRESETS, Architecture, cli, cli_models, cost
+from layerwright.convert import Conversion
 from layerwright.corpus import Corpus, CorpusSettings
 from layerwright.errors import EXIT_CODES
 from layerwright.pretrain import PretrainSettings
@@ -117,6 +118,8 @@ def done(monkeypatch: pytest.MonkeyPatch, tiny_corpus: Corpus) -> list[str]:
     replace(cli.search, "outlook", [], lambda settings: settings.candidates())
     replace(cli.report, "write", Path("report.html"))
     replace(cli.demo, "demo", None)
+    arch = Architecture.parse("64: attn ffn")
+    replace(cli_models, "convert", Conversion(Path("ours"), "BertModel", "LayerwrightModel", arch, 0.0, (), ()))
     return asked
 
 
