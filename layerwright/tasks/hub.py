@@ -1,0 +1,52 @@
+"""Read the rows of a Hugging Face data set, from the hub or from a folder that `datasets` wrote.
+
+Classes are decoded to their names, so that the order a data set has them in does not matter.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from layerwright.errors import DataError
+from layerwright.tasks.records import Record
+
+
+def hub_records(name: str, config: str, split: str) -> Iterator[Record]:
+    """Yield the rows of a split, the first being row 1; `name` is that on the hub or a folder.
+
+    Raises: DataError if it cannot be had.
+    """
+    try:
+        import datasets
+    except ModuleNotFoundError as error:
+        raise DataError(f"hf:{name} needs {error.name}: pip install 'layerwright[data]'") from None
+    try:
+        if Path(name).is_dir() and any(Path(name, mark).is_file() for mark in ("dataset_dict.json", "state.json")):
+            loaded = datasets.load_from_disk(name)
+        else:
+            loaded = datasets.load_dataset(name, config or None)
+    except Exception as error:  # noqa: BLE001 - datasets, the hub's client and its transport each raise their own
+        raise DataError(f"hf:{name} cannot be read: {error}") from None
+    if isinstance(loaded, dict):
+        if split not in loaded:
+            raise DataError(f"hf:{name} has no split {split!r}; it has {', '.join(loaded)}")
+        loaded = loaded[split]
+    return dataset_records(loaded)
+
+
+def dataset_records(dataset: Any) -> Iterator[Record]:
+    """Yield the rows of a loaded data set with the names of their classes; -1, which the hub has for no label, becomes None."""
+    decoders = {name: _decoder(feature) for name, feature in dataset.features.items()}
+    for place, row in enumerate(dataset):
+        yield Record(place + 1, place, {name: decoders[name](value) for name, value in row.items()})
+
+
+def _decoder(feature: Any) -> Callable[[Any], Any]:
+    names = getattr(feature, "names", None)
+    if isinstance(names, list):
+        return lambda value: None if value is None or value < 0 else names[value]
+    inner = getattr(feature, "feature", None)
+    if isinstance(getattr(inner, "names", None), list):
+        decode = _decoder(inner)
+        return lambda values: [decode(value) for value in values]
+    return lambda value: value
