@@ -94,4 +94,4 @@ def _share(agreement: float | None) -> str | None:
 
 
 def _span(median: float, low: float, high: float) -> str:
-    return f"{median:.3g} ({low:.3g} to {high:.3g})"
+    return f"{median:,.2f} ({low:,.2f} to {high:,.2f})"

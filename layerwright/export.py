@@ -131,7 +131,7 @@ class Traced(nn.Module):
         self.model = model
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """Map ids, mask and, where there are segments, those, [B, L] or [B, C, L], to the tensors that the model returns."""
+        """Map ids, mask and, where there are several, segments, [B, L] or [B, C, L], to the tensors that the model returns."""
         return tuple(self.named(dict(zip(INPUTS, inputs, strict=False))).values())
 
     def named(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -213,7 +213,7 @@ def examples(
         "holes": (places == length // 2) | (torch.rand(shape, generator=chance) < 0.5),
     }
     found = {"input_ids": torch.randint(arch.vocab, shape, generator=chance), "attention_mask": masks[padding].long()}
-    if arch.segments:
+    if arch.segments > 1:  # else they could only be zeros, and the graph has no such input
         found["token_type_ids"] = torch.randint(arch.segments, shape, generator=chance)
     return found
 
@@ -260,7 +260,7 @@ def _measured(model: LayerwrightPreTrainedModel, rows: list[list[int]] | None) -
     for row in rows:
         found = {"input_ids": torch.tensor([row])}
         found["attention_mask"] = torch.ones_like(found["input_ids"])
-        if model.config.arch.segments:
+        if model.config.arch.segments > 1:
             found["token_type_ids"] = torch.zeros_like(found["input_ids"])
         alone = isinstance(model, LayerwrightForMultipleChoice)  # then a row of one text to choose
         yield {name: value[:, None] for name, value in found.items()} if alone else found

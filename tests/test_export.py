@@ -81,7 +81,7 @@ def traced_once(program: object, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def _brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runtime, "MOST", 9)
+    monkeypatch.setattr(runtime, "MOST", 3)
     monkeypatch.setattr(runtime, "PAUSE", 0.0)
 
 
@@ -161,8 +161,10 @@ def test_padding_changes_nothing_in_a_graph_either(exported, folder):
     np.testing.assert_allclose(session(padded)["logits"][:, :6], alone, rtol=0, atol=1e-5)
 
 
-def test_one_position_has_a_graph_too(tmp_path):
-    assert parity(model_of(Architecture.parse("32 vocab=30 positions=1: attn ffn")), tmp_path)[0] < 1e-5
+def test_one_position_and_one_segment_have_a_graph_too(tmp_path):
+    gap, session = parity(model_of(Architecture.parse("32 vocab=30 positions=1 segments=1: attn ffn")), tmp_path)
+    assert gap < 1e-5
+    assert session.inputs == ("input_ids", "attention_mask")
 
 
 def test_int8_holds_integers(exported):

@@ -29,8 +29,10 @@ from layerwright import PRESETS, Architecture, cli, cli_models, cost
 from layerwright.convert import Conversion
 from layerwright.corpus import Corpus, CorpusSettings
 from layerwright.errors import EXIT_CODES
+from layerwright.export import Export
 from layerwright.pretrain import PretrainSettings
 from layerwright.registry import KINDS
+from layerwright.runtime import Latency
 from layerwright.search import SearchSettings
 from layerwright.strategies import StrategySettings
 from layerwright.tasks.finetune import FinetuneSettings
@@ -103,7 +105,7 @@ def done(monkeypatch: pytest.MonkeyPatch, tiny_corpus: Corpus) -> list[str]:
     asked: list[str] = []
 
     def replace(module: Any, name: str, result: Any, check: Any = lambda *told: None) -> None:
-        def noted(*told: Any) -> Any:
+        def noted(*told: Any, **options: Any) -> Any:
             check(*told)
             asked.append(name)
             return result
@@ -119,6 +121,7 @@ def done(monkeypatch: pytest.MonkeyPatch, tiny_corpus: Corpus) -> list[str]:
     replace(cli.report, "write", Path("report.html"))
     replace(cli.demo, "demo", None)
     arch = Architecture.parse("64: attn ffn")
+    replace(cli_models, "export", Export(Path("graph"), (), (), 0.0, (), (Latency((1, 16), {}),)))
     replace(cli_models, "convert", Conversion(Path("ours"), "BertModel", "LayerwrightModel", arch, 0.0, (), ()))
     return asked
 
