@@ -1,6 +1,7 @@
 """Read a split of a known task, wherever its rows are: a folder of files in either form, or a Hugging Face data set."""
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from layerwright.tasks.declarations import TASKS, Task, find
 from layerwright.tasks.examples import Examples, OnBadRow
 from layerwright.tasks.hub import hub_records
 from layerwright.tasks.official import Shape
-from layerwright.tasks.reading import Wanted, assemble, read_file, read_questions, read_words
+from layerwright.tasks.reading import Wanted, assemble, check_columns, read_file, read_questions, read_words
 from layerwright.tasks.records import Faults, Record, checked, jsonl_records, tsv_records
 
 __all__ = ["TASKS", "Task", "find", "locate", "read", "read_file"]
@@ -50,12 +51,13 @@ def read(task: Task | str, split: str, source: Path | str, *, on_bad_row: OnBadR
         records = jsonl_records(path, faults)
     else:
         known = [name for names in task.columns.values() for name in names]
-        records = tsv_records(path, faults, task.headless, known)
+        check = partial(check_columns, wanted, faults)
+        records = tsv_records(path, faults, check, names=task.headless, known=known)
     if task.part:
         records = task.part(path, split, records)
     if task.shape:
         records = _shaped(records, task.shape, faults)
-    return assemble(records, wanted, faults, on_bad_row, header=path.suffix != ".jsonl")
+    return assemble(records, wanted, faults, on_bad_row)
 
 
 def locate(task: Task, split: str, source: Path) -> Path:
@@ -81,12 +83,14 @@ def _from_hub(task: Task, split: str, named: str, wanted: Wanted, on_bad_row: On
     if called is None:
         raise ValueError(f"the data sets of {task.name} on the hub have no split {split!r}{nearest(split, usual)}")
     name, config = name or task.hub.name, config or (task.hub.config if not Path(name).is_dir() else "")
-    records = hub_records(name, config, called)
+    columns, records = hub_records(name, config, called)
     faults = Faults(f"hf:{name}, split {called},")
+    wanted = wanted._replace(columns={**task.columns, **task.hub.columns})
     if task.shape:
         records = _shaped(records, task.shape, faults)
-    wanted = wanted._replace(columns={**task.columns, **task.hub.columns})
-    return assemble(records, wanted, faults, on_bad_row, header=task.kind not in ("spans", "tags") and not task.shape)
+    else:
+        check_columns(wanted, faults, columns)
+    return assemble(records, wanted, faults, on_bad_row)
 
 
 def _shaped(records: Iterator[Record], shape: Shape, faults: Faults) -> Iterator[Record]:

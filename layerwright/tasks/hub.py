@@ -11,8 +11,8 @@ from layerwright.errors import DataError
 from layerwright.tasks.records import Record
 
 
-def hub_records(name: str, config: str, split: str) -> Iterator[Record]:
-    """Yield the rows of a split, the first being row 1; `name` is that on the hub or a folder.
+def hub_records(name: str, config: str, split: str) -> tuple[list[str], Iterator[Record]]:
+    """Return the columns and the rows of a split, the first being row 1; `name` is that on the hub or a folder.
 
     Raises: DataError if it cannot be had.
     """
@@ -31,7 +31,7 @@ def hub_records(name: str, config: str, split: str) -> Iterator[Record]:
         if split not in loaded:
             raise DataError(f"hf:{name} has no split {split!r}; it has {', '.join(loaded)}")
         loaded = loaded[split]
-    return dataset_records(loaded)
+    return list(loaded.features), dataset_records(loaded)
 
 
 def dataset_records(dataset: Any) -> Iterator[Record]:

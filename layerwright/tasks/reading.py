@@ -95,11 +95,12 @@ def read_file(
         return read_words(existing(path), wanted, on_bad_row, tag=tag)
     if suffix == ".json":
         return read_questions(existing(path), wanted, on_bad_row)
-    reader = {".tsv": tsv_records, ".jsonl": jsonl_records}.get(suffix)
-    if reader is None:
+    if suffix not in (".tsv", ".jsonl"):
         raise DataError(f"{path} is not a table: known are .tsv and .jsonl files, .json as of SQuAD, and .conll")
-    faults = Faults(str(path))
-    return assemble(reader(existing(path), faults), wanted, faults, on_bad_row, header=suffix == ".tsv")
+    faults = Faults(str(existing(path)))
+    check = partial(check_columns, wanted, faults)
+    records = tsv_records(path, faults, check) if suffix == ".tsv" else jsonl_records(path, faults)
+    return assemble(records, wanted, faults, on_bad_row)
 
 
 def read_words(path: Path, wanted: Wanted, on_bad_row: OnBadRow = "stop", *, tag: int = -1) -> Examples[Tagged]:
@@ -122,12 +123,21 @@ def read_questions(path: Path, wanted: Wanted, on_bad_row: OnBadRow = "stop") ->
     return _settled("spans", (), questions(path, faults, labelled=wanted.labelled), faults, on_bad_row)
 
 
-def assemble(
-    records: Iterator[Record], wanted: Wanted, faults: Faults, on_bad_row: OnBadRow, *, header: bool = False
-) -> Examples[Any]:
+def check_columns(wanted: Wanted, faults: Faults, columns: Sequence[str]) -> None:
+    """Refuse a source whose rows have their columns in common, and not the ones that are needed.
+
+    Raises: DataError naming the columns, as faults of row 1.
+    """
+    kind = wanted.kind or _kind_of(dict.fromkeys(columns))
+    if kind not in ("spans", "tags") and (wrong := _places(tuple(columns), _names(wanted, kind))[1]):
+        for fault in wrong:
+            faults.add(1, fault)
+        raise faults.error()
+
+
+def assemble(records: Iterator[Record], wanted: Wanted, faults: Faults, on_bad_row: OnBadRow) -> Examples[Any]:
     """Turn records into examples of the wanted kind, or of that which the fields of the first one tell.
 
-    header: the records have their fields in common, so that what is wrong with these is said once, of row 1.
     Raises: DataError naming the rows at fault.
     """
     head = next(records, None)
@@ -137,11 +147,6 @@ def assemble(
         return _settled(kind, (), _each(records, partial(span, labelled=wanted.labelled), faults), faults, on_bad_row)
     if kind == "tags":
         return _tags(_each(records, tagged, faults), wanted, faults, on_bad_row)
-    if head and header:
-        for fault in _places(tuple(head.fields), _names(wanted, kind))[1]:
-            faults.add(1, fault)
-        if faults.found and faults.found[-1][0] == 1:
-            raise faults.error()
     drafts = [draft for _, draft in _each(records, partial(_draft, names=_names(wanted, kind)), faults)]
     if kind == "choices":
         return _settled(kind, (), _choices(drafts, wanted, faults), faults, on_bad_row)

@@ -8,7 +8,7 @@ import gzip
 import json
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -107,8 +107,15 @@ def lines(path: Path, faults: Faults, *, blank: bool = False) -> Iterator[tuple[
             number += not begun
 
 
-def tsv_records(path: Path, faults: Faults, names: Sequence[str] = (), known: Sequence[str] = ()) -> Iterator[Record]:
-    """Yield the rows of a file split on tabs and on nothing else, under the names of its header.
+def tsv_records(
+    path: Path,
+    faults: Faults,
+    check: Callable[[Sequence[str]], None],
+    *,
+    names: Sequence[str] = (),
+    known: Sequence[str] = (),
+) -> Iterator[Record]:
+    """Yield the rows of a file split on tabs and on nothing else, under the names of its header, once `check` has seen these.
 
     names: what the columns are called where the first line is no header, because it holds none of the `known` names.
     Raises: DataError for a header that is not text or names a column twice.
@@ -125,6 +132,7 @@ def tsv_records(path: Path, faults: Faults, names: Sequence[str] = (), known: Se
         columns, rows = tuple(names), chain([(1, header)], rows)
     if twice := {name for name in columns if columns.count(name) > 1}:
         raise faults.stop(1, f"names a column {min(twice)!r} twice")
+    check(columns)
     for number, line in rows:
         fields = line.split("\t")
         if len(fields) == len(columns):
