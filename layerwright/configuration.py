@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 
 from .architecture import Architecture
 from .errors import nearest
-from .guard import check_architecture, check_keys
+from .guard import check_architecture, check_keys, check_number
 from .layers.feedforward import ACTIVATIONS
 
 
@@ -24,7 +24,8 @@ class LayerwrightConfig(PreTrainedConfig):
     classify rows, which have none where this is None; classifier_input_dropout: dropout before that map too.
 
     Raises:
-        ValueError: the text is not an architecture or one of an absurd size, an activation is unknown, or a field names code.
+        ValueError: the text is not an architecture or one of an absurd size, an activation or a probability is
+            none, or a field names code.
     """
 
     model_type = "layerwright"
@@ -47,8 +48,11 @@ class LayerwrightConfig(PreTrainedConfig):
         self.architecture = _read(self.architecture).explicit()
         for name in ("head_act", "classifier_act"):
             act = getattr(self, name)
-            if act not in ACTIVATIONS and not (act is None and name == "classifier_act"):
+            if str(act) not in ACTIVATIONS and not (act is None and name == "classifier_act"):
                 raise ValueError(f"`{name}` of the configuration is {act!r}{nearest(str(act), ACTIVATIONS)}")
+        for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
+            if getattr(self, name) is not None:
+                check_number(vars(self), name, 1.0)
         super().__post_init__(**others)  # type: ignore[no-untyped-call]
         if self.id2label and self.label2id is None:
             # transformers leaves it out where labels are named, but some of its pipelines read it.

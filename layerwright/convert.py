@@ -6,6 +6,7 @@ again holds what it held.
 """
 
 import re
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -24,7 +25,7 @@ from .configuration import LayerwrightConfig
 from .encoder import LayerwrightPreTrainedModel
 from .errors import IntegrityError, nearest
 from .express import Wording, architecture_of, check_fields, head_of, wording
-from .families import CARRIED, FAMILIES, Family, Head
+from .families import CARRIED, FAMILIES, LABELLED, Family, Head
 from .guard import check_architecture, inside, read_json, stored
 from .handover import TOKENIZER_FILES, model_card, save_model
 from .models import FACES
@@ -114,7 +115,8 @@ def find(source: str | Path) -> Source:
 
 def _inward(given: Source, family: Family, out: Path) -> Conversion:
     """Convert a model of a family to ours."""
-    key, named = _class(family, given.settings)
+    classes = {head.model: key for key, head in family.heads.items()} | dict(family.others)
+    key, named = _named(given.settings, classes, family.heads["backbone"].model)
     head = family.heads[key]
     config = getattr(transformers, family.config)(**check_fields(family, head, given.settings))
     arch = architecture_of(family, vars(config))
@@ -129,7 +131,7 @@ def _inward(given: Source, family: Family, out: Path) -> Conversion:
     weights, dtype = read(places, found)
     settle(family, head, weights)
     theirs = _filled(build(), weights, torch.float32)
-    ours_config = _ours(family, head, config, arch, pooler=pooled)
+    ours_config = _ours(family, key, config, arch, pooler=pooled)
     face = FACES[key]
     own = shapes_of(partial(face.model, ours_config))
     ours = _filled(face.model(ours_config), to_ours(family, head, weights, own), dtype)
@@ -175,25 +177,24 @@ def choose(config: LayerwrightConfig, key: str, to: str | None = None) -> tuple[
     return FAMILIES[best], words[best]
 
 
-def _class(family: Family, settings: dict[str, Any]) -> tuple[str, str]:
-    """Return which head a configuration stands under, and the name of its class; the base model where it names none."""
-    classes = {head.model: key for key, head in family.heads.items()} | dict(family.others)
-    named = settings.get("architectures") or [family.heads["backbone"].model]
-    name = named[0] if isinstance(named, list) else named
-    if not isinstance(name, str) or name not in classes:
-        raise ValueError(f"config.json names the class {str(name)[:60]!r}{nearest(str(name), classes)}")
+def _named(settings: dict[str, Any], classes: Mapping[str, str], without: str) -> tuple[str, str]:
+    """Return which head a configuration stands under, and the name of its class; `without` where it names none."""
+    named = settings.get("architectures") or [without]
+    name = str(named[0] if isinstance(named, list) else named)[:60]
+    if name not in classes:
+        raise ValueError(f"config.json names the class {name!r}{nearest(name, classes)}")
     return classes[name], name
 
 
-def _ours(family: Family, head: Head, config: PreTrainedConfig, arch: Architecture, *, pooler: bool) -> LayerwrightConfig:
+def _ours(family: Family, key: str, config: PreTrainedConfig, arch: Architecture, *, pooler: bool) -> LayerwrightConfig:
     """Return our configuration of a family's model."""
-    words = ("hidden_dropout_prob", "attention_probs_dropout_prob")
-    fields: dict[str, Any] = {word: getattr(config, family.fields[word]) for word in words}
+    head, dropouts = family.heads[key], ("hidden_dropout_prob", "attention_probs_dropout_prob")
+    fields: dict[str, Any] = {name: getattr(config, family.fields[name]) for name in dropouts}
     fields |= {name: value for name in CARRIED if (value := getattr(config, name, None)) is not None}
     fields |= head_of(head, str(dict(arch.layers[1].options)["act"]))
     if head.dropout and head.dropout not in family.fields.values():
         fields["classifier_dropout"] = getattr(config, head.dropout)
-    if head.model.endswith(("SequenceClassification", "TokenClassification")):
+    if key in LABELLED:
         fields |= {"id2label": config.id2label, "label2id": config.label2id}
     return LayerwrightConfig(architecture=arch.explicit(), pooler=pooler, **fields)
 
@@ -202,16 +203,16 @@ def _own(given: Source) -> tuple[str, LayerwrightPreTrainedModel, torch.dtype]:
     """Load a model of ours: the head it has, the model, and the dtype of its weights."""
     if (given.folder / MANIFEST).exists():
         verify_folder(given.folder)
-    config = LayerwrightConfig.from_dict(given.settings)
-    check_architecture(config.arch)
+    try:
+        config = LayerwrightConfig.from_dict(given.settings)
+    except (TypeError, AttributeError) as error:  # what transformers makes of fields that are of another sort
+        raise ValueError(f"{given.name}: its config.json is no configuration: {error}") from None
     classes = {face.model.__name__: key for key, face in FACES.items()}
-    named = (given.settings.get("architectures") or ["none"])[0]
-    if named not in classes:
-        raise ValueError(f"config.json names the class {str(named)[:60]!r}{nearest(str(named), classes)}")
-    build = partial(FACES[classes[named]].model, config)
+    key, _ = _named(given.settings, classes, FACES["backbone"].model.__name__)
+    build = partial(FACES[key].model, config)
     found = stored(given.folder)
     weights, dtype = read(match_own(shapes_of(build), found), found)
-    return classes[named], _filled(build(), weights, dtype), dtype
+    return key, _filled(build(), weights, dtype), dtype
 
 
 def _theirs(family: Family, head: Head, config: PreTrainedConfig, *, pooled: bool) -> PreTrainedModel:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from .architecture import Architecture, Layer
 from .configuration import LayerwrightConfig
 from .errors import nearest
-from .families import ACTIVATIONS, CARRIED, FAMILIES, PLAIN, TOKENS, Family, Head
+from .families import ACTIVATIONS, CARRIED, FAMILIES, LABELLED, PLAIN, TOKENS, Family, Head
 from .guard import LAYERS, TABLE, check_number
 
 Fields = dict[str, Any]
@@ -108,7 +108,7 @@ def wording(family: Family, key: str, config: LayerwrightConfig) -> Wording:
     if head.dropout and head.dropout not in fields:
         own, falls_back = config.classifier_dropout, head.dropout == "classifier_dropout"
         fields[head.dropout] = config.hidden_dropout_prob if own is None and not falls_back else own
-    if key in ("classification", "tokens"):
+    if key in LABELLED:
         fields |= {"id2label": dict(config.id2label or {}), "label2id": dict(config.label2id or {})}
     return Wording(fields | dict(head.needs), reasons, notes)
 

@@ -39,6 +39,9 @@ PLAIN: Mapping[str, tuple[object, ...]] = {
 TOKENS = ("pad_token_id", "bos_token_id", "eos_token_id", "cls_token_id", "sep_token_id")
 CARRIED = (*TOKENS, "problem_type")
 
+# The heads whose classes have names.
+LABELLED = ("classification", "tokens")
+
 
 @dataclass(frozen=True)
 class Head:

@@ -98,7 +98,7 @@ def check_number(settings: Mapping[str, Any], name: str, most: float, least: flo
     value, whole = settings[name], isinstance(most, int)
     if (type(value) is not int and (whole or type(value) is not float)) or not least <= value <= most:
         sort = "an integer" if whole else "a number"
-        raise ValueError(f"config.json has {name}={repr(value)[:40]}: it must be {sort} from {least:,} to {most:,}")
+        raise ValueError(f"the configuration has {name}={repr(value)[:40]}: it must be {sort} from {least:,} to {most:,}")
 
 
 def inside(folder: Path, name: str) -> Path:

@@ -12,8 +12,11 @@ import typer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
 from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
 from layerwright import cli, families, parity
 from layerwright.configuration import LayerwrightConfig
@@ -284,14 +287,18 @@ def test_weights_in_several_files(tmp_path):
 
 def test_the_tokenizer_comes_along(tmp_path):
     source = written(tmp_path / "source", theirs("bert", "mlm"))
-    (source / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"]) + "\n")
-    (source / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "BertTokenizer", "do_lower_case": True}))
+    words = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b"])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = Whitespace()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]").save_pretrained(source)
+    (source / "vocab.txt").write_text("\n".join(words) + "\n")
     done = convert(source, tmp_path / "ours")
     back = convert(tmp_path / "ours", tmp_path / "back")
     assert not done.notes
     assert not back.notes
     for folder in ("ours", "back"):
-        assert AutoTokenizer.from_pretrained(tmp_path / folder)("a b")["input_ids"] == [2, 5, 6, 3]
+        assert (tmp_path / folder / "vocab.txt").read_bytes() == (source / "vocab.txt").read_bytes()
+        assert AutoTokenizer.from_pretrained(tmp_path / folder)("a b c")["input_ids"] == [5, 6, 1]
     assert "no tokenizer" in convert(written(tmp_path / "bare", theirs("bert", "mlm")), tmp_path / "other").notes[0]
 
 

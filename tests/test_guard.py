@@ -146,6 +146,21 @@ def test_an_architecture_that_is_absurd_or_none(ours, text, message):
         convert(ours, ours.parent / "out")
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_dropout_prob": "x"}, "hidden_dropout_prob='x': it must be a number from 0 to 1"),
+        ({"classifier_dropout": 7}, "classifier_dropout=7"),
+        ({"head_act": ["gelu"]}, "head_act"),
+        ({"id2label": 3}, "no configuration"),
+        ({"architectures": ["LayerwrightModell"]}, "'LayerwrightModell'; did you mean 'LayerwrightModel'"),
+        ({"architectures": 3}, "names the class '3'"),
+    ],
+)
+def test_a_configuration_of_ours_that_is_none(ours, fields, message):
+    refused(change(ours, **fields), message)
+
+
 def test_an_absurd_size_takes_no_memory(folder):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     refused(change(folder, vocab_size=19_999_999, hidden_size=960), "but config.json makes it", IntegrityError)

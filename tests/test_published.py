@@ -72,6 +72,7 @@ def test_a_published_size(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("name", [name for name in PUBLISHED if name != "electra-small"])
 def test_the_other_published_sizes(tmp_path, name):
     assert published(tmp_path, name).difference < 1e-4
