@@ -53,7 +53,7 @@ clean:
 	    echo 'Layerwright needs Python 3.11 or later with its venv module (on Debian: apt install python3-venv); none of these is one: $(CANDIDATES)' >&2; \
 	    exit 1; }
 	$(INSTALL) $(TORCH_OPTIONS) torch==2.13.0
-	$(INSTALL) --constraint constraints.txt setuptools
+	$(INSTALL) --constraint constraints.txt setuptools setuptools-scm  # the second builds seqeval, which comes without a wheel
 	$(INSTALL) --constraint constraints.txt --no-build-isolation --editable '.[data,onnx,trackers,test,check]'
 	@touch $@
 

@@ -103,7 +103,7 @@ def measure(kind: Kind, truth: ArrayLike, predicted: ArrayLike, labels: int = 0)
         )
     scores = {
         "accuracy": float(metrics.accuracy_score(truth, predicted)),
-        "matthews": float(metrics.matthews_corrcoef(truth, predicted)),
+        "matthews": float(metrics.matthews_corrcoef(truth, predicted)) if np.ptp(truth) and np.ptp(predicted) else 0.0,
     }
     if labels == 2:
         scores["f1"] = float(metrics.f1_score(truth, predicted, zero_division=0))
