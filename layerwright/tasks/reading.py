@@ -28,6 +28,8 @@ COLUMNS: Columns = {
     "label": ("label",),
     "key": ("idx", "id"),
 }
+UNLABELLED: Columns = {part: names for part, names in COLUMNS.items() if part != "label"}
+LABELS = ("label", "answers", "is_impossible", "tags", "ner_tags")
 LISTED = ("options", "choices", "endings")  # what a list of options is called
 CONLL = (".conll", ".bio", ".iob", ".iob2", ".annotated")
 
@@ -159,6 +161,28 @@ def assemble(records: Iterator[Record], wanted: Wanted, faults: Faults, on_bad_r
     return examples
 
 
+def unlabelled(records: Iterable[Record], kind: Kind, faults: Faults) -> Iterator[tuple[int, Row | Span | Tagged]]:
+    """Yield what to predict for, as it is read, with its row; what labels, answers or tags there are is not looked at.
+
+    kind: `spans` needs question and context, `tags` a list of words or a sentence with blanks between them, and any other a
+    text or two; a second text that is empty is none.
+    """
+    names = _names(Wanted(columns=UNLABELLED, labelled=False), None)
+
+    def bare(record: Record) -> Row | Span | Tagged:
+        record = record._replace(fields={name: value for name, value in record.fields.items() if name not in LABELS})
+        if kind == "spans":
+            return span(record, labelled=False)
+        if kind == "tags" and record.fields.keys() & {"words", "tokens"}:
+            return tagged(record)
+        draft = _draft(record, names)
+        if kind == "tags":
+            return Tagged(draft.key, tuple(f"{draft.first} {draft.second}".split()), None)
+        return Row(draft.key, draft.first, draft.second or None, None)
+
+    return _each(records, bare, faults)
+
+
 def _kind_of(fields: Mapping[str, Any]) -> Kind | None:
     """Tell the kind of a table by its columns, but for classes and numbers, which only the labels tell apart."""
     if {"context", "question", "answers"} <= fields.keys():
@@ -269,7 +293,7 @@ def _draft(record: Record, names: _Names) -> _Draft:
     if wrong:
         raise ValueError(" and ".join(wrong))
     cells = {part: record.fields[name] for part, name in places.items()}
-    first, second, label = (cells.get(part) for part in ("first", "second", "label"))
+    first, second, label = cells.get("first"), cells.get("second"), cells.get("label")
     second = "" if second is None else second
     if label is None:
         label = ""
