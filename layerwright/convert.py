@@ -9,12 +9,13 @@ import re
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from textwrap import shorten
 from typing import Any, NamedTuple, TypeVar
 
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -107,9 +108,11 @@ def find(source: str | Path) -> Source:
         raise FileNotFoundError(f"{source} is no folder, and no name that a model on the Hub could have")
     try:
         folder = Path(snapshot_download(str(source), allow_patterns=list(KEPT)))
+    except LocalEntryNotFoundError:
+        raise OSError(f"{source} is no folder here and not in the cache of the Hub, which cannot be reached") from None
     except (HfHubHTTPError, OSError, ValueError) as error:
-        why = str(error).strip().partition("\n")[0][:120]
-        raise OSError(f"{source} is no folder here, and cannot be fetched from the Hub: {why}") from None
+        why = shorten(str(error), 160, placeholder="...")
+        raise OSError(f"{source} is no folder here and cannot be fetched from the Hub: {why}") from None
     return Source(folder, str(source), read_json(folder, "config.json"))
 
 

@@ -444,7 +444,10 @@ def test_an_altered_folder_of_ours(tmp_path):
 
 
 def test_a_name_that_is_not_here_and_no_network(tmp_path):
-    with pytest.raises(OSError, match="google/electra-small-discriminator is no folder here, and cannot be fetched from the Hub"):
+    with pytest.raises(
+        OSError,
+        match="google/electra-small-discriminator is no folder here and not in the cache of the Hub, which cannot be reached",
+    ):
         convert("google/electra-small-discriminator", tmp_path / "ours")
     with pytest.raises(FileNotFoundError, match=r"\.\./nowhere is no folder, and no name"):
         convert("../nowhere", tmp_path / "ours")
