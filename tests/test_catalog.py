@@ -330,6 +330,8 @@ def test_faulty_data_sets_are_refused_as_files_are(tmp_path):
     assert len(read("RTE", "train", source, on_bad_row="skip").rows) == 1
     assert "has no split 'validation'; it has train" in refusal("RTE", "dev", source)
     assert "has no column 'question'" in refusal("BoolQ", "train", source)
+    datasets.Dataset.from_dict(columns).save_to_disk(str(tmp_path / "alone"))
+    assert "has no split 'train'; it has None" in refusal("RTE", "train", f"hf:{tmp_path}/alone")
     assert "cannot be read" in refusal("RTE", "train", f"hf:{tmp_path}/none")
 
 
@@ -387,3 +389,13 @@ def test_questions_and_sentences_are_those_of_the_manifest():
         assert metric_names(examples)[0] == "entity_f1"
     val = read("MultiRC", "dev", folder)
     assert (len(val.rows), len({row.group for row in val.rows})) == (4_848, 953)
+
+
+def test_the_page_on_tasks_says_what_the_declarations_say():
+    page = (Path(__file__).parent.parent / "docs" / "tasks.md").read_text()
+    listed = {line.split(" | ")[0].strip("| "): line for line in page.splitlines() if line.startswith("| ")}
+    for task in TASKS.values():
+        cells = [cell.strip() for cell in listed[task.name].split("|")[2:4]]
+        if task.kind == "classification":
+            assert cells[0] == ", ".join(task.labels)
+        assert cells[1] == ", ".join(task.metrics)

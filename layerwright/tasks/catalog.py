@@ -82,7 +82,8 @@ def _from_hub(task: Task, split: str, named: str, wanted: Wanted, on_bad_row: On
     called = task.hub.splits.get(split) or usual.get(split)
     if called is None:
         raise ValueError(f"the data sets of {task.name} on the hub have no split {split!r}{nearest(split, usual)}")
-    name, config = name or task.hub.name, config or (task.hub.config if not Path(name).is_dir() else "")
+    name = name or task.hub.name
+    config = config or (task.hub.config if name == task.hub.name else "")
     columns, records = hub_records(name, config, called)
     faults = Faults(f"hf:{name}, split {called},")
     wanted = wanted._replace(columns={**task.columns, **task.hub.columns})

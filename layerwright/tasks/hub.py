@@ -27,10 +27,11 @@ def hub_records(name: str, config: str, split: str) -> tuple[list[str], Iterator
             loaded = datasets.load_dataset(name, config or None)
     except Exception as error:  # noqa: BLE001 - datasets, the hub's client and its transport each raise their own
         raise DataError(f"hf:{name} cannot be read: {error}") from None
-    if isinstance(loaded, dict):
-        if split not in loaded:
-            raise DataError(f"hf:{name} has no split {split!r}; it has {', '.join(loaded)}")
-        loaded = loaded[split]
+    if not isinstance(loaded, dict):  # one split, saved alone, which must not stand for another
+        loaded = {str(loaded.split): loaded}
+    if split not in loaded:
+        raise DataError(f"hf:{name} has no split {split!r}; it has {', '.join(loaded)}")
+    loaded = loaded[split]
     return list(loaded.features), dataset_records(loaded)
 
 
