@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from random import Random
 
 import pytest
 
@@ -119,3 +120,39 @@ def test_faulty_objects_are_named(tmp_path, fields, reason):
     good = {"words": ["a"], "tags": ["B-x"]}
     path = file(tmp_path, "\n".join(map(json.dumps, [good, fields])), "a.jsonl")
     assert f"row 2 {reason}" in refusal(path)
+
+
+def test_every_sentence_of_a_random_file_is_read_as_it_stands_or_has_a_fault(tmp_path):
+    chance = Random(7)
+    pieces = [
+        "Ann\tO",
+        "Ann\tO",
+        "Rome\tB-x",
+        "Rome\tI-x",
+        "",
+        "",
+        " ",
+        "a b\tO",
+        '"\tO',
+        "Rome",
+        "\t",
+        "\u00a0\tO",
+        "\0\tO",
+        "a\tO\tO",
+        "-DOCSTART-\tO",
+    ]
+    for number in range(60):
+        lines = ["Ann\tB-x", "", *chance.choices(pieces, k=30), "", "Ann\tO"]
+        read = read_file(file(tmp_path, "\n".join(lines), f"{number}.conll"), on_bad_row="skip")
+        faults = {int(reason.split()[1]) for reason in read.skipped}
+        blocks: list[dict[int, str]] = [{}]
+        for place, line in enumerate(lines, 1):
+            if not line.strip() or line.startswith("-DOC"):
+                blocks.append({})
+            else:
+                blocks[-1][place] = line
+        whole = [block for block in blocks if block and not faults & block.keys()]
+        assert [[f"{word}\t{tag}" for word, tag in zip(row.words, row.tags, strict=True)] for row in read.rows] == [
+            list(block.values()) for block in whole
+        ]
+        assert faults <= {place for block in blocks for place in block}
