@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from .export import open_folder
 from .models import FACES, LayerwrightPreTrainedModel
 
 Precision = Literal["float32", "bf16"]
+PRECISIONS: tuple[str, ...] = get_args(Precision)
 BATCH = 64  # rows
 
 T = TypeVar("T")
@@ -95,10 +96,11 @@ def open_model(folder: Path, heads: Sequence[str], *, precision: Precision = "fl
     """Load a model folder whose head is one of these, on the accelerator if there is one.
 
     Raises:
-        ValueError: it is none, or has another head.
+        ValueError: it is none, or has another head, or an unknown precision.
         IntegrityError: it is torn or altered.
         DataError: the tokenizer is missing, cannot be used, or has more tokens than the model.
     """
+    check_choice("precision", precision, PRECISIONS)
     model = open_folder(folder)
     head = next(name for name, face in FACES.items() if face.model is type(model))
     if head not in heads:

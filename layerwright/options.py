@@ -11,6 +11,9 @@ Imports = Annotated[
     list[str] | None,
     typer.Option("--import", metavar="MODULE", help="Import a module that declares layer kinds first. Repeatable."),
 ]
+Batch = Annotated[int, typer.Option("--batch", min=1, help="Rows that the model reads at a time.")]
+Precise = Annotated[str, typer.Option("--precision", help="Of matrix products: float32 or bf16.")]
+BadRow = Annotated[str, typer.Option("--on-bad-row", help="What to do at a row that cannot be used: stop, or skip and name it.")]
 
 
 def import_modules(modules: list[str] | None) -> None:
