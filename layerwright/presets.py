@@ -27,6 +27,9 @@ PRESETS = {
     "2xattn ffn attn",
 }
 
+# Width of the generator, as a share of the encoder's, where it is not a quarter (Clark et al. 2020, Jiang et al. 2020).
+GENERATORS = {"electra-base": "1/3", "convbert-base": "1/3"}
+
 
 def architecture(text: str) -> Architecture:
     """Read an architecture: the name of a preset, or a text.

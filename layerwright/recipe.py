@@ -9,7 +9,7 @@ from dataclasses import replace
 from fractions import Fraction
 from itertools import islice
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 import torch
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
@@ -32,9 +32,9 @@ class PretrainSettings(BaseModel):
     """What to train, on what, and for how long.
 
     arch: an architecture, a preset, or a space (then a supernet is trained).  generator: of replaced-token detection, a
-    fraction of the width or an architecture.  batch: rows a step over all processes; length: tokens a row.
-    evaluate_every, save_every: steps; 0 stands for a twentieth of the run.  evaluate_rows: held-out rows, from 64 on in
-    batches of 64.  trackers: where to log beside metrics.jsonl (tensorboard, wandb, ...: those of Accelerate).
+    fraction of the width or an architecture; some presets bring one.  batch: rows a step over all processes; length: tokens
+    a row.  evaluate_every, save_every: steps; 0 stands for a twentieth of the run.  evaluate_rows: held-out rows, from 64 on
+    in batches of 64.  trackers: where to log beside metrics.jsonl (tensorboard, wandb, ...: those of Accelerate).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -52,6 +52,12 @@ class PretrainSettings(BaseModel):
     evaluate_every: int = Field(0, ge=0)
     evaluate_rows: int = Field(256, ge=1)
     save_every: int = Field(0, ge=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_generator(cls, given: Any) -> Any:
+        own = presets.GENERATORS.get(str(given.get("arch")).strip()) if isinstance(given, dict) else None
+        return given if own is None else {"generator": own} | given
 
     @model_validator(mode="after")
     def _check_plan(self) -> Self:

@@ -230,6 +230,22 @@ def test_the_generator_is_narrower_and_not_shallower(tiny_corpus):
     assert (generator.rate, generator.masked, generator.random) == (0.15, 0.85, 0.0)
 
 
+@pytest.mark.parametrize(
+    ("preset", "wanted"),
+    [
+        ("convbert-small", "64 embed=128: 12x(mixed[heads=1] ffn[inner=256])"),
+        ("convbert-medium-small", "96 embed=128: 12x(mixed[heads=2] ffn[inner=384,groups=2])"),
+        ("convbert-base", "256 embed=768: 12x(mixed[heads=4] ffn[inner=1024])"),
+        ("electra-base", "256 embed=768: 12x(attn[heads=4] ffn[inner=1024])"),
+    ],
+)
+def test_a_preset_brings_its_published_generator(tiny_corpus, preset, wanted):
+    settings = PretrainSettings(arch=preset, corpus=tiny_corpus.folder, plan=Plan(steps=1))
+    with torch.device("meta"):
+        assert make_objective(settings, tiny_corpus).generator.backbone.arch == Architecture.parse(wanted)
+    assert PretrainSettings(arch=preset, generator="1/2", corpus="c", plan=Plan(steps=1)).generator == "1/2"
+
+
 @pytest.mark.parametrize("weight", [50.0, 7.0])
 def test_the_total_is_the_generators_loss_and_the_weighted_discriminators(few, weight):
     loss = detection(weight=weight)(few)

@@ -156,6 +156,14 @@ def test_the_generator_is_handed_over_too(uninterrupted):
     assert model.config.arch == Architecture.parse(ARCHES["rtd"]).narrow(1 / 2)
 
 
+def test_convbert_trains_like_the_others(tiny_corpus, tmp_path):
+    arch = "16 embed=8 vocab=300 positions=32: 2x(mixed[heads=2,kernel=3] ffn[groups=2])"
+    pretrain(settings_of(tiny_corpus, "rtd", arch=arch, plan={"steps": 60}), tmp_path)
+    losses = [line["loss"] for line in records(tmp_path) if "loss" in line]
+    assert sum(losses[-10:]) < sum(losses[:10])
+    assert AutoModelForMaskedLM.from_pretrained(tmp_path / "generator").config.arch == Architecture.parse(arch).narrow(1 / 2)
+
+
 def test_a_supernet_leaves_weights_and_a_score_but_no_model(tiny_corpus, uninterrupted):
     out = uninterrupted("supernet")
     assert not (out / "model").exists()
