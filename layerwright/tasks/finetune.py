@@ -1,4 +1,4 @@
-"""Fine-tune a model folder on a table of labelled sentences, once for each of several seeds.
+"""Fine-tune a model folder on a labelled task of any kind, once for each of several seeds.
 
 Two ideas. A run is its seeds: each begins with the same weights, is sealed when it ends and never repeated, so a killed
 run goes on with the seed it was in. And the score of a seed is that of its last epoch, never that of its best one, which
@@ -12,114 +12,49 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Any
 
 import torch
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from torch import Tensor
 
-from layerwright import console, vocabulary
+from layerwright import console
 from layerwright.backbone import Backbone
-from layerwright.checkpoint import MANIFEST, Signals, append_line, hold, seal_folder, sealed, verify_folder
-from layerwright.errors import DataError, IntegrityError, Interrupted, nearest
+from layerwright.checkpoint import MANIFEST, Signals, append_line, hold, seal_folder, sealed
+from layerwright.errors import Interrupted, nearest
 from layerwright.handover import model_card, model_of, save_model
-from layerwright.models import LayerwrightModel
 from layerwright.settings import write_atomically
-from layerwright.tasks.classification import Classification, layer_scale
-from layerwright.tasks.metrics import SCORES, Measured, measure, summary
-from layerwright.tasks.rows import Rows, Tokens, tokenize
-from layerwright.tasks.tables import Kind, Row, Table, read_table
+from layerwright.tasks.choices import ChoiceForm
+from layerwright.tasks.classification import ClassForm, layer_scale
+from layerwright.tasks.declarations import TASKS
+from layerwright.tasks.examples import Examples, Kind
+from layerwright.tasks.inputs import SUMMED_UP, open_model, open_start, read_splits
+from layerwright.tasks.lessons import Form, HeadObjective
+from layerwright.tasks.metrics import Measured, metric_names, score, summary
+from layerwright.tasks.protocols import FinetuneSettings
+from layerwright.tasks.results import FinetuneResults, SeedResult, finished, show
+from layerwright.tasks.rows import Reader, Rows
+from layerwright.tasks.spans import SpanForm
+from layerwright.tasks.tags import TagForm, TagRows
 from layerwright.train import Plan, Report, make_accelerator, make_optimizer, mix, train
 
+__all__ = ["FinetuneResults", "FinetuneSettings", "SeedResult", "finetune", "form_of"]
+
 WEIGHTS = "model.safetensors"
-
-
-def _some_seeds(seeds: int | tuple[int, ...]) -> int | tuple[int, ...]:
-    chosen = tuple(range(seeds)) if isinstance(seeds, int) else seeds
-    if not chosen or min(chosen) < 0 or len(set(chosen)) < len(chosen):
-        raise ValueError("seeds are how many, at least 1, or a list of different numbers from 0 on")
-    return seeds
-
-
-class FinetuneSettings(BaseModel):
-    """What to learn and how; the defaults are those of small models in LV-BERT (released code).
-
-    kind: classification or regression; without it, what the training table looks like.  score: what the median seed is
-    chosen by; without it, accuracy or spearman.  seeds: how many, or which.  length: most tokens of a row, the longer
-    sentence being cut.  both_orders: learn each pair the other way round too.  warmup: share of the steps.  layer_decay:
-    factor on the learning rate from a pair of layers to the one below.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    train: Path
-    valid: Path
-    kind: Kind | None = None
-    score: str | None = None
-    seeds: Annotated[int | tuple[int, ...], AfterValidator(_some_seeds)] = 5
-    epochs: PositiveInt = 3
-    batch: PositiveInt = 32
-    length: int = Field(128, ge=8)
-    both_orders: bool = False
-    rate: float = Field(3e-4, gt=0)
-    warmup: float = Field(0.1, ge=0, lt=1)
-    decay: float = Field(0.01, ge=0)
-    layer_decay: float = Field(0.8, gt=0, le=1)
-    clip: float = Field(1.0, gt=0)
-    dropout: float = Field(0.1, ge=0, lt=1)
-    precision: Literal["float32", "bf16"] = "float32"
-
-
-class SeedResult(BaseModel):
-    """What a seed came to on the validation table after its last epoch.
-
-    learned: False if it predicts the same for every row.  loss: mean of the last epoch.  padding: share of the tokens.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    seed: int
-    scores: dict[str, float]
-    learned: bool
-    loss: float
-    padding: float
-    seconds: float
-
-
-class FinetuneResults(BaseModel):
-    """What a run came to, as in its results.json; `summary` has median, mean, std, low and high for each metric.
-
-    labels: names of the classes in order, none in a regression.  median_seed: the one whose weights are in model/, of
-    two in the middle the lower.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    model: str
-    arch: str
-    kind: Kind
-    labels: tuple[str, ...]
-    rows: dict[str, int]
-    score: str
-    median_seed: int
-    summary: dict[str, dict[str, float]]
-    seeds: tuple[SeedResult, ...]
+PREDICTIONS = "predictions.jsonl"
 
 
 def finetune(model: Path, out: Path, settings: FinetuneSettings) -> FinetuneResults:
     """Fine-tune a model folder with every seed, or go on with what `out` holds; print and return the results.
 
-    Leaves settings.toml, for each seed seeds/N/metrics.jsonl and result.json, and in model/ the weights of the median one.
+    Leaves settings.toml with every number, for each seed seeds/N/metrics.jsonl, predictions.jsonl (key and prediction of each
+    validation example; predictions.SPLIT.jsonl for other splits) and result.json, and in model/ the weights of the median one.
 
     Raises:
         ValueError: settings that do not fit the model or the task, or a folder begun with other ones.
-        DataError: a table or tokenizer that cannot be used.
+        DataError: a file or tokenizer that cannot be used.
         IntegrityError: the model folder is torn or altered.
         RunInUse: another process fine-tunes in this folder.
         Interrupted: asked to stop; finished seeds are kept.
@@ -127,8 +62,9 @@ def finetune(model: Path, out: Path, settings: FinetuneSettings) -> FinetuneResu
     """
     run = _Run(model, settings)
     with hold(out):
-        sealed(out, settings)
-        _same_inputs(out / "inputs.json", _digests(model, settings))
+        sealed(out, run.settings)
+        _same_inputs(out / "inputs.json", run.digests())
+        run.tell()
         kept = out / "results.json"
         if kept.exists():
             results = FinetuneResults.model_validate_json(kept.read_text())
@@ -137,70 +73,78 @@ def finetune(model: Path, out: Path, settings: FinetuneSettings) -> FinetuneResu
             write_atomically(kept, results.model_dump_json(indent=1))
         for passed in (*out.glob(f"seeds/*/{WEIGHTS}"), *out.glob(f"seeds/*/{MANIFEST}")):
             passed.unlink()
-    _print(results)
+    show(results)
     return results
 
 
-def open_model(folder: Path) -> tuple[LayerwrightModel, Tokenizer]:
-    """Load the backbone and the tokenizer of a model folder.
-
-    Raises:
-        ValueError: it is none.
-        IntegrityError: it is torn or altered.
-        DataError: the tokenizer is missing, cannot be used, or has more tokens than the model.
-    """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not a model folder: it has no config.json")
-    if (folder / MANIFEST).exists():
-        verify_folder(folder)
-    try:
-        net, loaded = cast(Any, LayerwrightModel.from_pretrained(folder, output_loading_info=True))
-    except (OSError, SafetensorError) as error:
-        raise IntegrityError(f"{folder} cannot be loaded: {error}") from None
-    if missing := sorted(loaded["missing_keys"]):
-        raise IntegrityError(f"{folder} lacks {len(missing)} weights of its architecture, such as {missing[0]}")
-    tokenizer = vocabulary.load(folder / "tokenizer.json", lowercase=True)
-    size, room = vocabulary.size(tokenizer), net.config.arch.vocab
-    if size > room:
-        raise DataError(f"the tokenizer of {folder} has {size:,} tokens, and the model embeddings for {room:,}")
-    return net, tokenizer
+def form_of(learned: Examples[Any], reader: Reader, settings: FinetuneSettings) -> Form:
+    """Return the form for what is learned from these examples."""
+    if learned.kind == "choices":
+        return ChoiceForm(reader)
+    if learned.kind == "tags":
+        return TagForm(reader, learned.labels, settings.stride)
+    if learned.kind == "spans":
+        missing = not all(row.answers for row in learned.rows)
+        threshold = settings.threshold if missing else 0.0
+        return SpanForm(reader, settings.stride, settings.longest, settings.best, missing, threshold)
+    return ClassForm.of(reader, learned)
 
 
 class _Run:
     """One fine-tuning: all its inputs, read at once, so that whatever is wrong shows before anything is written."""
 
     def __init__(self, model: Path, settings: FinetuneSettings):
-        self.model, self.settings, self.machine = model, settings, make_accelerator()
+        self.model, self.machine = model, make_accelerator()
         if self.machine.num_processes > 1:
             raise ValueError(f"fine-tuning runs in one process, and this is one of {self.machine.num_processes}")
-        learned = read_table(settings.train, settings.kind)
-        scored = read_table(settings.valid, learned.kind, learned.labels)
-        if learned.pairs != scored.pairs:
-            one, two = (scored, learned) if learned.pairs else (learned, scored)
-            raise DataError(f"{one.path} has one sentence a row, and {two.path} two")
-        if settings.both_orders:
-            if not learned.pairs:
-                raise ValueError(f"both_orders is for pairs, and {learned.path} has one sentence a row")
-            turned = tuple(Row(row.second or "", row.first, row.label) for row in learned.rows)
-            learned = replace(learned, rows=learned.rows + turned)
-        self.kind, self.labels, self.pairs = learned.kind, learned.labels, learned.pairs
-        self.score = self._score_name()
-        self.net, tokenizer = open_model(model)
-        self.arch, self.special = self.net.config.arch, vocabulary.special(tokenizer)
-        if settings.length > self.arch.positions:
-            raise ValueError(f"length={settings.length}, but {model} has {self.arch.positions} positions")
-        # A regression learns targets of mean 0 and spread 1; its head is scaled back to theirs when saved.
-        targets = [row.label for row in learned.rows if self.kind == "regression"]
-        self.centre, self.spread = (statistics.fmean(targets), statistics.pstdev(targets) or 1.0) if targets else (0.0, 1.0)
-        self.train, self.valid = self._rows(learned, tokenizer), self._rows(scored, tokenizer)
-        steps = settings.epochs * math.ceil(len(learned.rows) / settings.batch)
-        self.plan = Plan(steps=steps, **settings.model_dump(include={"rate", "warmup", "decay", "clip", "precision"}))
+        self.splits = read_splits(settings)
+        self.kind: Kind = self.splits.train.kind
+        self.scores = self._score_names(settings)
+        self.net = open_model(model)
+        self.start = open_start(settings.start, self.net, settings.begins) if settings.start else self.net
+        self.settings = settings = settings.for_model(self.net.arch)
+        assert settings.length is not None
+        self.shape = self.start.shape._replace(dropout=settings.dropout)
+        reader = Reader.of(
+            self.net.tokenizer, pad=self.net.ids["pad"] or 0, length=settings.length, segments=self.net.arch.segments > 1
+        )
+        self.form = form_of(self.splits.train, reader, settings)
+        self.train = self.form.rows(self.splits.train, learn=True)
+        self.scored = {name: self.form.rows(examples) for name, examples in self.splits.named.items() if name != "train"}
+        steps = settings.epochs * math.ceil(len(self.train) / settings.batch)
+        self.plan = Plan(
+            steps=steps, **settings.model_dump(include=Plan.model_fields.keys() & type(settings).model_fields.keys())
+        )
+
+    def digests(self) -> dict[str, str]:
+        """Return the SHA-256 of all that the run reads."""
+        folders = {"model": self.model} | ({"start": self.settings.start} if self.settings.start else {})
+        files = {
+            f"{name} {path.name}": path
+            for name, folder in folders.items()
+            for path in (*sorted(folder.glob("*.safetensors")), folder / "config.json", folder / "tokenizer.json")
+            if path.is_file()
+        }
+        digests = {}
+        for name, path in files.items():
+            with open(path, "rb") as file:
+                digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        return digests | self.splits.digests()
+
+    def tell(self) -> None:
+        """Print the protocol and its numbers, and what one should know of the examples."""
+        chosen = self._numbers()
+        console.say(f"protocol {self.settings.protocol}: " + ", ".join(f"{name} {value}" for name, value in chosen.items()))
+        for split, reasons in self._skipped().items():
+            console.warn(f"skipped in {split}, {len(reasons):,} rows: {'; '.join(reasons[:10])}" + "; ..." * (len(reasons) > 10))
+        for note in self._notes():
+            console.warn(note)
 
     def finish(self, out: Path) -> FinetuneResults:
         """Learn with every seed that is not finished, and hand over the median one."""
         chosen = self.settings.seeds
         folders = {seed: out / "seeds" / str(seed) for seed in (range(chosen) if isinstance(chosen, int) else chosen)}
-        results = {seed: result for seed, folder in folders.items() if (result := _finished(folder))}
+        results = {seed: result for seed, folder in folders.items() if (result := finished(folder))}
         steps = self.plan.steps or 0
         with Signals() as signals, console.track("fine-tuning", steps * len(folders), steps * len(results)) as advance:
 
@@ -219,7 +163,7 @@ class _Run:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         objective = self._objective(seed)
-        scale = partial(layer_scale, layers=len(self.arch), decay=settings.layer_decay)
+        scale = partial(layer_scale, layers=len(self.net.arch), decay=settings.layer_decay or 1.0)
         optimizer = make_optimizer(objective, self.plan, scale)
         epochs = [self.train.grouped(settings.batch, seed, epoch) for epoch in range(settings.epochs)]
         stream = (self.train.batch(places) for batches in epochs for places in batches)
@@ -228,10 +172,12 @@ class _Run:
             losses.append(report.loss)
             line = {"step": report.step, "loss": report.loss, "rate": report.rate, "norm": report.norm}
             if report.step % len(epochs[0]) == 0:
-                measured = self._measure(objective)
+                form, decoded = self._settle(objective)
+                measured, predictions = self._measure(form, "valid", decoded)
                 line |= {f"valid_{name}": value for name, value in measured.scores.items()}
             append_line(folder / "metrics.jsonl", line)
             after_step(report)
+        self._write(folder / PREDICTIONS, "valid", predictions)
         result = SeedResult(
             seed=seed,
             scores=measured.scores,
@@ -239,120 +185,155 @@ class _Run:
             loss=statistics.fmean(losses[-len(epochs[0]) :]),
             padding=self.train.padding([places for batches in epochs for places in batches]),
             seconds=time.monotonic() - began,
+            also=self._predict_others(objective, form, folder),
+            config=json.loads(json.dumps(form.config())),  # as it comes back from result.json
         )
         save_file(self._weights(objective), folder / WEIGHTS)
         (folder / "result.json").write_text(result.model_dump_json(indent=1))
         seal_folder(folder)
         return result
 
-    def _objective(self, seed: int) -> Classification:
+    def _objective(self, seed: int) -> HeadObjective:
         torch.manual_seed(mix(seed, -1))
-        backbone = Backbone(self.arch, self.settings.dropout)
-        backbone.load_state_dict(self.net.state_dict())
-        return Classification(backbone, len(self.labels) or 1, self.settings.dropout).to(self.machine.device)
+        objective = self.form.objective(Backbone(self.net.arch, self.settings.dropout), self.shape)
+        objective.backbone.load_state_dict(self.start.weights)
+        if self.form.head in SUMMED_UP and self.start.hidden:
+            objective.head.get_submodule("hidden").load_state_dict(self.start.hidden)
+        return objective.to(self.machine.device)
 
     @torch.no_grad()
-    def _measure(self, objective: Classification) -> Measured:
-        """Score the validation table."""
+    def _decode(self, objective: HeadObjective, rows: Rows) -> list[Any]:
+        """Send examples through the model."""
         objective.eval()
         device, precision = self.machine.device, self.settings.precision
-        predicted = torch.empty_like(self.valid.targets)
-        for places in self.valid.by_length(self.settings.batch, range(len(predicted))):
+        decoded: list[Any] = [None] * len(rows)
+        for places in rows.by_length(self.settings.batch, range(len(rows))):
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                logits = objective.predict(self.valid.batch(places).to(device)).cpu()
-            predicted[places] = logits.argmax(-1) if self.labels else logits[:, 0]
-        return measure(self.kind, self.valid.targets.numpy(), predicted.numpy(), len(self.labels))
+                logits = objective.predict(rows.batch(places).to(device)).cpu()
+            for place, found in zip(places, self.form.decode(logits, rows, places), strict=True):
+                decoded[place] = found
+        return decoded
 
-    def _weights(self, objective: Classification) -> dict[str, Tensor]:
-        """Return weights that predict in the units of the table."""
+    def _settle(self, objective: HeadObjective) -> tuple[Form, list[Any]]:
+        decoded = self._decode(objective, self.scored["valid"])
+        return self.form.settled(self.scored["valid"], decoded), decoded
+
+    def _measure(self, form: Form, split: str, decoded: Sequence[Any]) -> tuple[Measured, list[Any]]:
+        """Score a split."""
+        examples, predictions = self.splits.named[split], form.merge(self.scored[split], decoded)
+        keys = [row.key for row in examples.rows]
+        given = dict(zip(keys, predictions, strict=True)) if self.kind == "spans" else predictions
+        return score(self.kind, self.scores, examples, given), predictions
+
+    def _predict_others(self, objective: HeadObjective, form: Form, folder: Path) -> dict[str, dict[str, float]]:
+        """Predict the other splits, and score those that have labels."""
+        found = {}
+        for split, examples in self.splits.also.items():
+            decoded = self._decode(objective, self.scored[split])
+            if examples.labelled:
+                measured, predictions = self._measure(form, split, decoded)
+                found[split] = measured.scores
+            else:
+                predictions = form.merge(self.scored[split], decoded)
+            self._write(folder / f"predictions.{split}.jsonl", split, predictions)
+        return found
+
+    def _write(self, path: Path, split: str, predictions: Sequence[Any]) -> None:
+        """Write the key and the prediction of each example."""
+        rows = zip(self.splits.named[split].rows, predictions, strict=True)
+        lines = [json.dumps({"key": row.key, "prediction": self.form.written(one)}, ensure_ascii=False) for row, one in rows]
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+
+    def _weights(self, objective: HeadObjective) -> dict[str, Tensor]:
+        """Return weights that predict in the units of the examples."""
         weights = {name: weight.cpu().contiguous() for name, weight in objective.state_dict().items()}
-        weights["head.classes.weight"] = weights["head.classes.weight"] * self.spread
-        weights["head.classes.bias"] = weights["head.classes.bias"] * self.spread + self.centre
-        return weights
+        head = {name.removeprefix("head."): weight for name, weight in weights.items() if name.startswith("head.")}
+        return weights | {f"head.{name}": weight for name, weight in self.form.weights(head).items()}
 
-    def _hand_over(self, out: Path, finished: Sequence[SeedResult]) -> FinetuneResults:
+    def _hand_over(self, out: Path, seeds: Sequence[SeedResult]) -> FinetuneResults:
         """Sum up, and write the model folder of the median seed."""
-        ranked = sorted(finished, key=lambda result: result.scores[self.score])
+        ranked = sorted(seeds, key=lambda result: result.scores[self.scores[0]])
         median = ranked[(len(ranked) - 1) // 2]
         results = FinetuneResults(
             model=str(self.model),
-            arch=str(self.arch),
+            arch=str(self.net.arch),
+            task=self.settings.task,
             kind=self.kind,
-            labels=self.labels,
-            rows={"train": len(self.train.tokens), "valid": len(self.valid.tokens)},
-            score=self.score,
+            protocol=self.settings.protocol,
+            settings=self._numbers(),
+            start=self._began(),
+            labels=self.splits.train.labels,
+            rows={name: len(examples.rows) for name, examples in self.splits.named.items()},
+            skipped=self._skipped(),
+            notes=self._notes(),
+            score=self.scores[0],
             median_seed=median.seed,
-            summary={name: summary([result.scores[name] for result in finished])._asdict() for name in median.scores},
-            seeds=tuple(finished),
+            summary={name: summary([result.scores[name] for result in seeds])._asdict() for name in median.scores},
+            seeds=tuple(seeds),
         )
-        model = model_of(
-            self.arch, load_file(out / "seeds" / str(median.seed) / WEIGHTS), "classification", **self._model_config()
-        )
-        facts = {
-            "task": f"{self.kind} of {'pairs of sentences' if self.pairs else 'sentences'}",
-            "rows": f"{results.rows['train']:,} to learn from, {results.rows['valid']:,} to score on",
-            "seed": f"{median.seed}, the median of {len(finished)} by {self.score}",
-            "peak learning rate": self.settings.rate,
-            "epochs": self.settings.epochs,
-        }
-        card = model_card(model, str(self.arch), facts=facts, scores=median.scores)
+        weights = load_file(out / "seeds" / str(median.seed) / WEIGHTS)
+        model = model_of(self.net.arch, weights, self.form.head, **self._model_config(median))
+        card = model_card(model, str(self.net.arch), facts=self._facts(results), scores=median.scores)
         save_model(out / "model", model, tokenizer=self.model, card=card)
         return results
 
-    def _model_config(self) -> dict[str, Any]:
-        """Return the configuration of the model folder; it names the labels."""
-        config = {
-            "hidden_dropout_prob": self.settings.dropout,
-            "attention_probs_dropout_prob": self.settings.dropout,
-            "pad_token_id": self.special.pad,
-            "cls_token_id": self.special.cls,
-            "sep_token_id": self.special.sep,
+    def _model_config(self, median: SeedResult) -> dict[str, Any]:
+        """Return the configuration of the model folder."""
+        rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), self.settings.dropout)
+        hidden = {"classifier_act": self.shape.act, "classifier_input_dropout": self.shape.input_dropout}
+        ids = {f"{name}_token_id": number for name, number in self.net.ids.items()}
+        return rates | ids | (hidden if self.form.head in SUMMED_UP else {}) | self.form.config() | median.config
+
+    def _facts(self, results: FinetuneResults) -> dict[str, object]:
+        """Return what the model card says of the training."""
+        texts = "pairs of texts" if self.splits.train.pairs else "texts"
+        facts: dict[str, object] = {
+            "task": self.settings.task or f"{self.kind} of {texts}",
+            "rows": f"{results.rows['train']:,} to learn from, {results.rows['valid']:,} to score on",
+            "seed": f"{results.median_seed}, the median of {len(results.seeds)} by {results.score}",
+            "protocol": self.settings.protocol,
+            "peak learning rate": self.settings.rate,
+            "epochs": self.settings.epochs,
         }
-        if self.kind == "regression":
-            return config | {"problem_type": "regression", "num_labels": 1}
-        names = dict(enumerate(self.labels))
-        places = {name: place for place, name in names.items()}
-        return config | {"problem_type": "single_label_classification", "id2label": names, "label2id": places}
+        return facts | ({"begun from": results.start} if results.start else {})
 
-    def _rows(self, table: Table, tokenizer: Tokenizer) -> Rows:
-        tokens = tokenize(table, tokenizer, self.settings.length)
-        if self.arch.segments < 2:
-            tokens = [Tokens(row.ids, len(row.ids)) for row in tokens]
-        labels = [row.label for row in table.rows]
-        targets = torch.tensor(labels, dtype=torch.int64) if self.labels else (torch.tensor(labels) - self.centre) / self.spread
-        return Rows(tokens, targets, self.special.pad)
+    def _score_names(self, settings: FinetuneSettings) -> tuple[str, ...]:
+        """Return the metrics, the one that the median seed is chosen by first."""
+        names = metric_names(self.splits.valid)
+        first = settings.score or (TASKS[settings.task].metrics[0] if settings.task else names[0])
+        if first not in names:
+            raise ValueError(f"no score {first!r} for this {self.kind}{nearest(first, names)}")
+        return (first, *(name for name in names if name != first))
 
-    def _score_name(self) -> str:
-        names = [name for name in SCORES[self.kind] if name != "f1" or len(self.labels) == 2]
-        name = self.settings.score or names[0]
-        if name not in names:
-            raise ValueError(f"no score {name!r} for this {self.kind}{nearest(name, names)}")
-        return name
+    def _numbers(self) -> dict[str, Any]:
+        """Return the settings that are numbers or ways, not places."""
+        places = {"task", "source", "train", "valid", "also", "protocol", "start", "kind", "score", "on_bad_row", "tag"}
+        of_spans = {"longest", "best", "threshold"} if self.kind != "spans" else set()
+        unused = of_spans | ({"stride"} if self.kind not in ("spans", "tags") else set())
+        return self.settings.model_dump(mode="json", exclude=places | unused)
 
+    def _skipped(self) -> dict[str, tuple[str, ...]]:
+        return {split: examples.skipped for split, examples in self.splits.named.items() if examples.skipped}
 
-def _finished(folder: Path) -> SeedResult | None:
-    """Read the result of a seed, if it is there and whole."""
-    if not (folder / MANIFEST).exists():
-        return None
-    try:
-        verify_folder(folder)
-    except IntegrityError as error:
-        console.warn(f"repeating seed {folder.name}: {error}")
-        return None
-    return SeedResult.model_validate_json((folder / "result.json").read_text())
+    def _began(self) -> str | None:
+        """Say which weights it begins with, where a protocol or a setting wants others than the model's."""
+        wanted = f"a model of {self.settings.begins}" if self.settings.begins else "another task"
+        return f"{wanted}: {self.settings.start}" if self.settings.start else None
 
-
-def _digests(model: Path, settings: FinetuneSettings) -> dict[str, str]:
-    """Return the SHA-256 of all that a run reads."""
-    files = {
-        f"model {path.name}": path for path in (*model.glob("*.safetensors"), model / "config.json", model / "tokenizer.json")
-    }
-    files |= {"training table": settings.train, "validation table": settings.valid}
-    digests = {}
-    for name, path in files.items():
-        with open(path, "rb") as file:
-            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
-    return digests
+    def _notes(self) -> tuple[str, ...]:
+        """Say what one should know of the examples and the protocol."""
+        notes = []
+        if self.settings.begins and not self.settings.start:
+            begins = self.settings.begins
+            notes.append(f"the protocol begins {self.settings.task} with a model of {begins}; none is given (start=FOLDER)")
+        what = {"spans": "questions lost their ends to the length", "tags": "sentences are read in several windows"}
+        for split, rows in {"train": self.train, **self.scored}.items():
+            if rows.cut:
+                told = what.get(self.kind, f"rows lost tokens to the length of {self.settings.length}")
+                notes.append(f"{split}: {rows.cut:,} of {len(self.splits.named[split].rows):,} {told}")
+            if isinstance(rows, TagRows) and rows.lost:
+                notes.append(f"{split}: {rows.lost:,} words have no pieces, and are predicted as {self.splits.train.labels[0]}")
+        return tuple(notes)
 
 
 def _same_inputs(path: Path, digests: dict[str, str]) -> None:
@@ -361,15 +342,3 @@ def _same_inputs(path: Path, digests: dict[str, str]) -> None:
     if changed := [name for name in before | digests if before.get(name) != digests.get(name)]:
         raise ValueError(f"{path.parent} was begun with another {' and another '.join(changed)}; use another --out")
     write_atomically(path, json.dumps(digests, indent=1))
-
-
-def _print(results: FinetuneResults) -> None:
-    names = list(results.summary)
-    rows: list[list[object]] = [
-        [f"seed {one.seed}", *(one.scores[name] for name in names), one.loss, one.padding, one.seconds] for one in results.seeds
-    ]
-    for title, part in (("median", "median"), ("mean", "mean"), ("std", "std"), ("95 % from", "low"), ("to", "high")):
-        rows.append([title, *(results.summary[name][part] for name in names), None, None, None])
-    console.table(f"{results.kind} on {results.rows['valid']:,} rows", ["", *names, "loss", "padding", "seconds"], rows)
-    if lost := [str(one.seed) for one in results.seeds if not one.learned]:
-        console.warn(f"not learned, the same prediction for every row: seed {', '.join(lost)}")
