@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from . import kernels, vocabulary
 from .checkpoint import MANIFEST, seal_folder, verify_folder
 from .errors import DataError, IntegrityError, nearest
-from .guard import read_json
+from .guard import inside, read_json
 from .handover import TOKENIZER_FILES
 from .models import FACES, LayerwrightForMultipleChoice, LayerwrightPreTrainedModel
 from .runtime import PACKAGES, Array, Drift, Latency, Session, difference, drift, need, quantise, race
@@ -82,8 +82,8 @@ def export(folder: Path, out: Path, *, int8: bool = False, text: Path | None = N
             runners["ONNX int8"] = small = Session(unfinished / INT8)
             drifts = drift(small.dims, ((inputs, traced.run(inputs), small(inputs)) for inputs in _measured(model, rows)))
         for name in ("config.json", *TOKENIZER_FILES):
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, unfinished / name)
+            if (path := inside(folder, name)).is_file():
+                shutil.copyfile(path, unfinished / name)
         parity = {"tolerance": TOLERANCE, "difference": gap, "over": shapes}
         record = _facts(model, session) | {"parity": parity, "int8": [one._asdict() for one in drifts]}
         (unfinished / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
