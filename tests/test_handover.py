@@ -17,7 +17,7 @@ from layerwright.checkpoint import verify_folder
 from layerwright.cost import flops, parameters
 from layerwright.handover import model_card, model_of, save_model
 from layerwright.heads import MaskedHead
-from layerwright.models import LayerwrightModel, LayerwrightPreTrainedModel
+from layerwright.models import LayerwrightConfig, LayerwrightModel, LayerwrightPreTrainedModel
 from layerwright.space import Space
 from layerwright.supernet import Supernet
 
@@ -59,6 +59,13 @@ def test_a_backbone_is_taken_from_an_objective_or_from_a_supernet():
     assert torch.equal(model_of(arch, net.weights_of(arch), "backbone")(ids)[0], net(ids, arch=arch))
     from_objective = model_of(ARCH, weights(), "backbone")
     assert isinstance(from_objective, LayerwrightModel)
+
+
+def test_a_pooler_is_part_of_the_model_alone():
+    model = LayerwrightModel(LayerwrightConfig(architecture=str(ARCH), pooler=True)).eval()
+    again = model_of(ARCH, model.state_dict(), "backbone", pooler=True)
+    ids = torch.arange(6)[None]
+    assert torch.equal(again(ids).pooler_output, model(ids).pooler_output)
 
 
 def test_making_a_model_leaves_the_random_numbers_alone():
