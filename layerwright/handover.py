@@ -39,7 +39,7 @@ def model_of(arch: Architecture, weights: Mapping[str, Tensor], head: str, **con
         model: LayerwrightPreTrainedModel = FACES[head].model(LayerwrightConfig(architecture=arch.explicit(), **config))
     own: tuple[str, ...] = ("backbone.", "head.")
     if head == "backbone":
-        own = ("embed.", "layers.", "norm.")
+        own = ("embed.", "layers.", "norm.", "pooler.")
         weights = {name.removeprefix("backbone."): weight for name, weight in weights.items()}
     wanted, given = model.state_dict(), {name: weight for name, weight in weights.items() if name.startswith(own)}
     wrong = wanted.keys() ^ given.keys() or {name for name in wanted if wanted[name].shape != given[name].shape}
