@@ -14,7 +14,7 @@ import transformers
 import typer
 from pydantic import BaseModel
 
-from . import cli_models, cli_scores, cost, demo, presets, report, search
+from . import cli_models, cli_predict, cli_scores, cost, demo, presets, report, search
 from .console import say, table, warn
 from .corpus import CorpusSettings, build
 from .errors import IntegrityError, Interrupted, RunInUse, exit_code
@@ -64,6 +64,7 @@ corpus_app = typer.Typer(help="Turn text into a packed corpus with its tokenizer
 app.add_typer(corpus_app, name="corpus")
 app.add_typer(cli_models.app)
 app.add_typer(cli_scores.app)
+app.add_typer(cli_predict.app)
 
 Assign = Annotated[
     list[str] | None,

@@ -1,19 +1,20 @@
 """The command that scores a model folder without training it; `cli` adds it to its own."""
 
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, NamedTuple, cast
 
 import typer
 from pydantic import BaseModel
 
-from . import inference, likelihood, minimal_pairs, perplexity, similarity
 from .console import say, table, warn
-from .inference import BATCH, Precision
-from .likelihood import VARIANTS, Variant
+from .inference import BATCH, Opened, Precision, open_model
+from .likelihood import HEADS, VARIANTS, Variant
+from .minimal_pairs import PairResults, judge_pairs, read_pairs
 from .models import FACES
 from .options import BadRow, Batch, Imports, Precise, import_modules
+from .perplexity import TextResults, measure_text
 from .settings import write_atomically
-from .similarity import POOLS, Pool
+from .similarity import POOLS, Pool, SimilarityResults, judge_similarity
 from .tasks.examples import OnBadRow
 
 app = typer.Typer()
@@ -54,30 +55,47 @@ def score_command(
     import_modules(imports)
     if sum(given is not None for given in (pairs, text, similar)) != 1:
         raise ValueError("give one of --pairs, --text and --similarity")
-    heads = tuple(FACES) if similar else likelihood.HEADS
-    opened = inference.open_model(model, heads, precision=cast(Precision, precision))
-    bad = cast(OnBadRow, on_bad_row)
-    found: BaseModel
-    if pairs is not None:
-        read = minimal_pairs.read_pairs(pairs, on_bad_row=bad)
-        found = judged = minimal_pairs.judge_pairs(opened, read, variant=cast(Variant, variant), batch=batch)
-        _print_pairs(judged)
-    elif text is not None:
-        length = min(length, opened.positions)
-        found = measured = perplexity.measure_text(opened, text, length=length, sample=sample or None, seed=seed, batch=batch)
-        _print_text(measured)
-    else:
-        assert similar is not None
-        found = compared = similarity.judge_similarity(
-            opened, similar, pool=cast(Pool, pool), layers=layers or [-1], batch=batch, on_bad_row=bad
-        )
-        _print_similarity(compared)
+    given = Given(pairs, text, similar, layers=tuple(layers or [-1]), sample=sample, length=length, seed=seed, batch=batch)
+    given = given._replace(variant=cast(Variant, variant), pool=cast(Pool, pool), on_bad_row=cast(OnBadRow, on_bad_row))
+    found = judge(open_model(model, HEADS if similar is None else tuple(FACES), precision=cast(Precision, precision)), given)
     if out is not None:
         write_atomically(out, found.model_dump_json(indent=1) + "\n")
         say(f"results {out}")
 
 
-def _print_pairs(found: minimal_pairs.PairResults) -> None:
+class Given(NamedTuple):
+    """What to score, one of three files, and how."""
+
+    pairs: Path | None
+    text: Path | None
+    similar: Path | None
+    variant: Variant = "original"
+    pool: Pool = "mean"
+    layers: tuple[int, ...] = (-1,)
+    sample: int = 0
+    length: int = 128
+    seed: int = 0
+    batch: int = BATCH
+    on_bad_row: OnBadRow = "stop"
+
+
+def judge(opened: Opened, given: Given) -> BaseModel:
+    """Score a model on the file that is given, print the results and return them."""
+    if given.pairs is not None:
+        pairs = read_pairs(given.pairs, on_bad_row=given.on_bad_row)
+        return _print_pairs(judge_pairs(opened, pairs, variant=given.variant, batch=given.batch))
+    if given.text is not None:
+        how = {"length": min(given.length, opened.positions), "seed": given.seed, "batch": given.batch}
+        return _print_text(measure_text(opened, given.text, sample=given.sample or None, **how))
+    assert given.similar is not None
+    return _print_similarity(
+        judge_similarity(
+            opened, given.similar, pool=given.pool, layers=given.layers, batch=given.batch, on_bad_row=given.on_bad_row
+        )
+    )
+
+
+def _print_pairs(found: PairResults) -> PairResults:
     rows: list[list[object]] = [
         [name, one.field, one.pairs, one.ties or None, one.accuracy] for name, one in found.paradigms.items()
     ]
@@ -88,9 +106,10 @@ def _print_pairs(found: minimal_pairs.PairResults) -> None:
     if found.ties:
         warn(f"{found.ties:,} ties, which count as wrong: both sentences of a pair are equally likely")
     _print_skipped(found.skipped)
+    return found
 
 
-def _print_text(found: perplexity.TextResults) -> None:
+def _print_text(found: TextResults) -> TextResults:
     rows: list[list[object]] = [
         ["tokens", found.tokens],
         [f"masked, {found.share:.0%} of each row", found.masked],
@@ -102,12 +121,14 @@ def _print_text(found: perplexity.TextResults) -> None:
         ["pseudo-perplexity", found.pseudo_perplexity],
     ]
     table(found.text, ["", "value"], rows)
+    return found
 
 
-def _print_similarity(found: similarity.SimilarityResults) -> None:
+def _print_similarity(found: SimilarityResults) -> SimilarityResults:
     rows = [[one.layer, one.spearman, one.pearson] for one in found.layers]
     table(f"{found.rows:,} pairs, {found.pool} of states", ["layer", "Spearman", "Pearson"], rows)
     _print_skipped(found.skipped)
+    return found
 
 
 def _print_skipped(reasons: tuple[str, ...]) -> None:
