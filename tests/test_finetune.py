@@ -13,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from toys import ARCH, make_model, quick, reader_for, sentence, without_seconds
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from layerwright import vocabulary
@@ -22,40 +23,20 @@ from layerwright.checkpoint import hold
 from layerwright.configuration import LayerwrightConfig
 from layerwright.errors import DataError, Interrupted, RunInUse, exit_code
 from layerwright.handover import save_model
-from layerwright.models import LayerwrightForPreTraining, LayerwrightModel
+from layerwright.models import LayerwrightModel
 from layerwright.settings import read
 from layerwright.tasks import finetune as module
 from layerwright.tasks.classification import Classification, layer_scale
 from layerwright.tasks.examples import Examples, Row
 from layerwright.tasks.finetune import FinetuneResults, FinetuneSettings, finetune
 from layerwright.tasks.reading import read_file
-from layerwright.tasks.rows import Reader, Rows, Tokens
+from layerwright.tasks.rows import Rows, Tokens
 from layerwright.train import Plan, make_optimizer
-
-WORDS = ["good", "bad", *(f"w{number}" for number in range(40))]
-ARCH = Architecture.parse("32 embed=16 vocab=64 positions=32: conv attn ffn")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    return make_model(tmp_path_factory.mktemp("made") / "model", ARCH)
-
-
-def make_model(folder: Path, arch: Architecture) -> Path:
-    folder.parent.mkdir(exist_ok=True)
-    words = folder.with_name("vocab.txt")
-    words.write_text("\n".join([*vocabulary.SPECIAL, *WORDS, "[", "]", "sep"]))
-    vocabulary.save(vocabulary.load(words, lowercase=True), folder.with_name("tokenizer"))
-    torch.manual_seed(1)
-    pretrained = LayerwrightForPreTraining(LayerwrightConfig(architecture=str(arch)))
-    save_model(folder, pretrained, tokenizer=folder.with_name("tokenizer"))
-    return folder
-
-
-def sentence(chance: Random, *extra: str) -> str:
-    words = [*chance.choices(WORDS[2:], k=chance.randint(2, 12)), *extra]
-    chance.shuffle(words)
-    return " ".join(words)
+    return make_model(tmp_path_factory.mktemp("made") / "model")
 
 
 def sentiments(path: Path, rows: int, seed: int, pairs: bool = False) -> Path:
@@ -74,13 +55,7 @@ def settings_for(folder: Path, **given) -> FinetuneSettings:
     for name, rows in (("train", 256), ("valid", 64)):
         if name not in given:
             given[name] = sentiments(folder / f"{name}.tsv", rows, len(name))
-    quick = {"epochs": 4, "batch": 16, "rate": 5e-3, "layer_decay": 1.0, "length": 32, "seeds": 2}
-    return FinetuneSettings(**quick | given)
-
-
-def without_seconds(results: FinetuneResults) -> dict:
-    kept = results.model_dump()
-    return kept | {"seeds": [{name: value for name, value in seed.items() if name != "seconds"} for seed in kept["seeds"]]}
+    return quick(**given)
 
 
 def predictions(folder: Path, table: Examples[Row]) -> list[list[float]]:
@@ -331,10 +306,6 @@ def test_a_seed_begins_with_the_weights_of_the_folder(tmp_path, model):
     assert tuned.keys() - pretrained.keys() == {"head.classes.weight", "head.classes.bias"}
     for name in pretrained.keys() & tuned.keys():
         torch.testing.assert_close(tuned[name], pretrained[name])
-
-
-def reader_for(model: Path, length: int = 32) -> Reader:
-    return Reader.of(vocabulary.load(model / "tokenizer.json", lowercase=True), pad=0, length=length, segments=True)
 
 
 def test_the_longer_sentence_is_cut_first(model):

@@ -189,8 +189,8 @@ def best_threshold(questions: Sequence[Span], texts: Sequence[str], margins: Seq
     for question, text, margin in zip(questions, texts, margins, strict=True):
         given, none = (answer_scores([question], {question.key: answer})["answer_f1"] for answer in (text, ""))
         gains.append((margin, given - none))
-    best, threshold, total = 0.0, -float("inf"), 0.0
     ordered = sorted(gains)
+    best, total, threshold = 0.0, 0.0, min(ordered[0][0], 0.0) - 1.0
     for place, (margin, gain) in enumerate(ordered):
         total += gain
         last = place + 1 == len(ordered) or ordered[place + 1][0] > margin
