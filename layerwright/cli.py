@@ -14,7 +14,7 @@ import transformers
 import typer
 from pydantic import BaseModel
 
-from . import cli_models, cli_predict, cli_scores, cost, demo, presets, report, search
+from . import cli_models, cli_predict, cli_scores, cli_suites, cost, demo, presets, report, search
 from .console import say, table, warn
 from .corpus import CorpusSettings, build
 from .errors import IntegrityError, Interrupted, RunInUse, exit_code
@@ -67,6 +67,7 @@ app.add_typer(corpus_app, name="corpus")
 app.add_typer(cli_models.app)
 app.add_typer(cli_scores.app)
 app.add_typer(cli_predict.app)
+app.add_typer(cli_suites.app)
 
 Assign = Annotated[
     list[str] | None,

@@ -8,7 +8,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -20,6 +20,7 @@ SECONDS_BETWEEN_LINES = 5.0
 _stdout = Console(markup=False, highlight=False)
 _stderr = Console(markup=False, highlight=False, stderr=True)
 _shown: Progress | None = None
+_whole: tuple[Callable[..., None], float] | None = None
 
 
 def say(text: str) -> None:
@@ -58,12 +59,35 @@ def track(label: str, total: int | None, done: int = 0) -> Iterator[Callable[...
     """
     if not _is_main():
         yield lambda by=1, **fields: None
-    elif _stderr.is_terminal:
-        with _bar(label, total, done) as advance:
-            yield advance
+    elif _whole is not None and total:
+        with _bar(label, total, done) if _stderr.is_terminal else nullcontext() as advance:
+            yield _told_twice(advance, total, *_whole)
     else:
-        with _lines(label, total, done) as advance:
+        with _bar(label, total, done) if _stderr.is_terminal else _lines(label, total, done) as advance:
             yield advance
+
+
+@contextmanager
+def part(advance: Callable[..., None], work: float) -> Iterator[None]:
+    """Let a loop tracked within the block move a greater one, whose `advance` this is, by `work` from its beginning to its end.
+
+    Where there is no terminal to draw a bar for each, only the greater one speaks, with the fields of the other.
+    """
+    global _whole
+    outer, _whole = _whole, (advance, work)
+    try:
+        yield
+    finally:
+        _whole = outer
+
+
+def _told_twice(inner: Callable[..., None] | None, total: int, outer: Callable[..., None], work: float) -> Callable[..., None]:
+    def advance(by: int = 1, **fields: object) -> None:
+        if inner is not None:
+            inner(by, **fields)
+        outer(work * by / total, **fields)
+
+    return advance
 
 
 @contextmanager
@@ -82,7 +106,7 @@ def _bar(label: str, total: int | None, done: int) -> Iterator[Callable[..., Non
     )
     task = bars.add_task(label, total=total, completed=done, note="")
 
-    def advance(by: int = 1, **fields: object) -> None:
+    def advance(by: float = 1, **fields: object) -> None:
         if fields:
             bars.update(task, advance=by, note=_note(fields))
         else:
@@ -102,18 +126,18 @@ def _bar(label: str, total: int | None, done: int) -> Iterator[Callable[..., Non
 @contextmanager
 def _lines(label: str, total: int | None, done: int) -> Iterator[Callable[..., None]]:
     began = spoke = time.monotonic()
-    now, note = done, ""
+    now, note = float(done), ""
 
     def line(ending: str) -> None:
-        count = f"{now:,}" if total is None else f"{now:,}/{total:,}"
+        count = f"{now:,.0f}" if total is None else f"{now:,.0f}/{total:,}"
         warn("  ".join(part for part in (label, count, note, ending) if part))
 
-    def advance(by: int = 1, **fields: object) -> None:
+    def advance(by: float = 1, **fields: object) -> None:
         nonlocal now, note, spoke
         now += by
         note = _note(fields) if fields else note
         clock = time.monotonic()
-        if clock - spoke >= SECONDS_BETWEEN_LINES and now != total:
+        if clock - spoke >= SECONDS_BETWEEN_LINES and round(now) != total:
             spoke = clock
             speed = (now - done) / (clock - began)
             line(f"{_clock((total - now) / speed)} left" if total is not None and speed > 0 else "")
@@ -121,7 +145,7 @@ def _lines(label: str, total: int | None, done: int) -> Iterator[Callable[..., N
     try:
         yield advance
     finally:
-        line(f"{'in' if total in (None, now) else 'stopped after'} {_clock(time.monotonic() - began)}")
+        line(f"{'in' if total in (None, round(now)) else 'stopped after'} {_clock(time.monotonic() - began)}")
 
 
 def _is_main() -> bool:

@@ -126,7 +126,7 @@ def model_card(
     ]
     for heading, columns, rows in (("Training", ("", ""), facts), ("Scores", ("measure", "value"), scores)):
         if rows:
-            lines += [f"## {heading}", "", *_table(columns, rows.items()), ""]
+            lines += [f"## {heading}", "", *markdown_table(columns, rows.items()), ""]
     return "\n".join(lines)
 
 
@@ -142,10 +142,10 @@ def _layer_table(arch: Architecture, length: int) -> list[str]:
     rest = parameters(arch) - sum(layer_parameters(arch, index) for index in range(len(arch)))
     rest_flops = flops(arch, length) - sum(layer_flops(arch, index, length) for index in range(len(arch)))
     columns = ("layer", "at", "parameters each", f"operations each, {length} tokens")
-    return _table(columns, [("embeddings", "", f"{rest:,}", f"{rest_flops:,}"), *rows])
+    return markdown_table(columns, [("embeddings", "", f"{rest:,}", f"{rest_flops:,}"), *rows])
 
 
-def _table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
+def markdown_table(columns: Iterable[str], rows: Iterable[Iterable[object]]) -> list[str]:
     """Return the lines of a Markdown table."""
     heads = list(columns)
     cells = [[str(cell).replace("|", r"\|").replace("\n", " ") for cell in row] for row in rows]

@@ -27,16 +27,26 @@ def answer_scores(questions: Sequence[Span], answers: Mapping[str, str]) -> dict
     answers: by key of the question, empty where none is given. The definition is v2.0's if any question has no gold answer, else
     v1.1's.
     """
-    impossible = any(not question.answers for question in questions)
-    exact = shared = 0.0
-    for question in questions:
-        given = normalised(answers[question.key])
-        golds = {normalised(answer.text) for answer in question.answers}
-        if impossible:
-            golds = {gold for gold in golds if gold} or {""}
-        exact += given in golds
-        shared += max(_overlap(given.split(), gold.split(), empty=float(impossible)) for gold in golds)
+    some_empty = some_impossible(questions)
+    exact, shared = (
+        sum(scores) for scores in zip(*(judged(one, answers[one.key], some_empty) for one in questions), strict=True)
+    )
     return {"exact_match": exact / len(questions), "answer_f1": shared / len(questions)}
+
+
+def some_impossible(questions: Sequence[Span]) -> bool:
+    """Tell whether any question has no gold answer, so that v2.0's definition holds."""
+    return any(not question.answers for question in questions)
+
+
+def judged(question: Span, answer: str, impossible: bool) -> tuple[float, float]:
+    """Return the exact match and the F1 of an answer to a question; `impossible` tells whether some of the data set are."""
+    given = normalised(answer)
+    golds = {normalised(gold.text) for gold in question.answers}
+    if impossible:
+        golds = {gold for gold in golds if gold} or {""}
+    overlaps = (_overlap(given.split(), gold.split(), empty=float(impossible)) for gold in golds)
+    return float(given in golds), max(overlaps)
 
 
 def _overlap(given: list[str], gold: list[str], *, empty: float) -> float:
