@@ -1,7 +1,7 @@
 """Search a small space on Wikipedia text, train 16 architectures from scratch, and say how far the search can be trusted.
 
     LAYERWRIGHT_DATA=... python -m benchmarks.real_text --out runs/real-text            an hour and a half on 2 cores
-    LAYERWRIGHT_DATA=... python -m benchmarks.real_text --out runs/real-text --seeds 3  goes on with two more seeds
+    LAYERWRIGHT_DATA=... python -m benchmarks.real_text --out runs/real-text --seeds 3  two more seeds of four: half an hour more
 
 The same call goes on where it was.  Leaves benchmarks/results/real_text.json and prints its tables.
 """
