@@ -51,6 +51,8 @@ def publish(found: dict[str, Any]) -> None:
     kept = {
         name: found[name] for name in ("space", "corpus", "settings", "seconds", "plateau", "kendall", "winner", "standalone")
     }
+    kept["corpus"] = {name: value for name, value in kept["corpus"].items() if name != "folder"}
+    kept["settings"] = {name: value for name, value in kept["settings"].items() if name != "corpus"}
     kept |= {"machine": machine, "summary": [summary(group, rows, found) for group in named(rows)]}
     kept["best_of_search"] = [{"arch": one["arch"], "score": one["score"]} for one in ranked(found["trials"])[:10]]
     kept["worst_of_random"] = [{"arch": one["arch"], "score": one["score"]} for one in ranked(found["random"])[-5:]]
