@@ -32,7 +32,7 @@ def page_of(done: Evaluation) -> str:
         section("The model", strip_of(done.arch), kinds([done.arch]), copyable(done.arch), tiles(_key_numbers(done))),
         section("Scores on dev", _read(done), _scores(done), _listed(done.notes())),
         section("Averages", _averages(done), _definitions(done)),
-        section("Other splits", _others(done)) if any(one.others for one in done.tasks) else "",
+        section("Scores on other splits", _table(scoreboard.OTHERS, others)) if (others := scoreboard.other_rows(done)) else "",
         section("Not run", _listed(f"{task}: {reason}" for task, reason in done.skipped.items())) if done.skipped else "",
         section("Files for the server", _listed(f"{file}: {note}" for file, note in done.submission.items()))
         if done.submission
@@ -82,17 +82,6 @@ def _row(one: TaskScores, metric: str) -> str:
         f"{one.rows['train']:,} / {one.rows['dev']:,}" if first else "",
     ]
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
-
-
-def _others(done: Evaluation) -> str:
-    rows = [
-        [one.task, split, metric.replace("_", " "), percent(parts["median"]), *scoreboard.spread(parts, len(one.seeds))]
-        for one in done.tasks
-        for split, metrics in one.others.items()
-        for metric, parts in metrics.items()
-        if metric in one.metrics
-    ]
-    return _table(("task", "split", "metric", "median", "std", "95 % of the median"), rows)
 
 
 def _averages(done: Evaluation) -> str:

@@ -114,6 +114,17 @@ def score_rows(done: Evaluation) -> list[list[str]]:
     ]
 
 
+def other_rows(done: Evaluation) -> list[list[str]]:
+    """Return a row for each metric of the scorer on each other split with labels: task, split, metric, median, std, interval."""
+    return [
+        [one.task, split, metric.replace("_", " "), percent(parts["median"]), *spread(parts, len(one.seeds))]
+        for one in done.tasks
+        for split, metrics in one.others.items()
+        for metric, parts in metrics.items()
+        if metric in one.metrics
+    ]
+
+
 def average_rows(done: Evaluation) -> list[list[str]]:
     """Return a row for each average: name, median, interval, and what it is over or lacks."""
     lost = {one.task for one in done.tasks if one.lost}
@@ -140,12 +151,15 @@ def interval(summary: dict[str, float]) -> str:
 
 
 SCORES = ("task", "metric", "median", "mean", "std", "95 % of the median", "every seed", "rows learned / scored")
+OTHERS = ("task", "split", "metric", "median", "std", "95 % of the median")
 MEANS = ("average", "median", "95 %", "over", "missing")
 
 
 def show(done: Evaluation) -> None:
     """Print what an evaluation came to."""
     console.table(f"{done.suite}: scores on dev, in hundredths, protocol {done.protocol}", SCORES, score_rows(done))
+    if others := other_rows(done):
+        console.table("Scores on other splits", OTHERS, others)
     console.table("Averages on dev: mean over tasks of the median over seeds", MEANS, average_rows(done))
     for line in done.notes():
         console.warn(line)
@@ -161,6 +175,7 @@ def markdown(done: Evaluation) -> str:
     lines = [
         *(f"## Scores: {done.suite}", "", f"{first}Protocol `{done.protocol}`, model `{done.arch}`.", ""),
         *markdown_table(SCORES, score_rows(done)),
+        *(("", "On other splits:", "", *markdown_table(OTHERS, others)) if (others := other_rows(done)) else ()),
         *("", "Averages, each the mean over tasks of the median over seeds:", ""),
         *markdown_table(MEANS, average_rows(done)),
     ]
@@ -184,6 +199,10 @@ def spreadsheet(done: Evaluation) -> str:
             numbers = (one.rows["train"], one.rows["dev"], len(one.seeds), len(one.lost), *_parts(summary))
             name = ("task", one.task, metric, int(metric == one.metrics[0]), "dev")
             rows.append((*name, *numbers, values, "; ".join(one.notes)))
+        for split, metrics in one.others.items():
+            for metric, summary in metrics.items():
+                name = ("task", one.task, metric, int(metric == one.metrics[0]), split)
+                rows.append((*name, one.rows["train"], "", len(one.seeds), len(one.lost), *_parts(summary), "", ""))
     for mean in done.averages:
         note = f"missing: {', '.join(mean.missing)}" if mean.missing else f"{mean.aggregation}: {json.dumps(mean.tasks)}"
         rows.append(("average", mean.name, "", "", mean.split, "", "", "", "", *_parts(mean.summary), "", note))

@@ -25,10 +25,11 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from layerwright import PRESETS, Architecture, cli, cli_models, cli_predict, cli_scores, cost
+from layerwright import PRESETS, Architecture, cli, cli_models, cli_predict, cli_scores, cli_suites, cost
 from layerwright.convert import Conversion
 from layerwright.corpus import Corpus, CorpusSettings
 from layerwright.errors import EXIT_CODES
+from layerwright.evaluation import EvaluationSettings
 from layerwright.export import Export
 from layerwright.pretrain import PretrainSettings
 from layerwright.registry import KINDS
@@ -36,11 +37,13 @@ from layerwright.runtime import Latency
 from layerwright.search import SearchSettings
 from layerwright.strategies import StrategySettings
 from layerwright.tasks.finetune import FinetuneSettings
+from layerwright.tasks.suites import tasks_of
 
 ROOT = Path(__file__).parent.parent
 PAGES = {path.name: path for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
 SETTINGS = {
-    kind.__name__: kind for kind in (CorpusSettings, PretrainSettings, SearchSettings, StrategySettings, FinetuneSettings)
+    kind.__name__: kind
+    for kind in (CorpusSettings, PretrainSettings, SearchSettings, StrategySettings, FinetuneSettings, EvaluationSettings)
 }
 
 
@@ -125,6 +128,8 @@ def done(monkeypatch: pytest.MonkeyPatch, tiny_corpus: Corpus) -> list[str]:
     for module in (cli_scores, cli_predict):
         replace(module, "open_model", SimpleNamespace(positions=128))
     replace(cli_scores, "judge", SimpleNamespace(model_dump_json=lambda indent: "{}"))
+    replace(cli_suites, "evaluate", None, lambda model, out, settings: tasks_of(settings.suite))
+    replace(cli_suites, "compare", None, lambda first, second, out, settings: settings and tasks_of(settings.suite))
     replace(cli_predict, "Predictor", SimpleNamespace(cut=0))
     replace(cli_predict, "write_predictions", None)
     replace(cli_models, "convert", Conversion(Path("ours"), "BertModel", "LayerwrightModel", arch, 0.0, (), ()))
