@@ -13,6 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 from toys import ARCH, make_model, quick, reader_for, sentence, without_seconds
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -23,14 +27,14 @@ from layerwright.checkpoint import hold
 from layerwright.configuration import LayerwrightConfig
 from layerwright.errors import DataError, Interrupted, RunInUse, exit_code
 from layerwright.handover import save_model
-from layerwright.models import LayerwrightModel
+from layerwright.models import LayerwrightForSequenceClassification, LayerwrightModel
 from layerwright.settings import read
 from layerwright.tasks import finetune as module
 from layerwright.tasks.classification import Classification, layer_scale
 from layerwright.tasks.examples import Examples, Row
 from layerwright.tasks.finetune import FinetuneResults, FinetuneSettings, finetune
 from layerwright.tasks.reading import read_file
-from layerwright.tasks.rows import Rows, Tokens
+from layerwright.tasks.rows import Reader, Rows, Tokens
 from layerwright.train import Plan, make_optimizer
 
 
@@ -416,3 +420,81 @@ def test_every_weight_has_a_rate_and_an_odd_layer_is_a_group():
     assert [found[f"backbone.layers.{layer}"] for layer in range(3)] == [0.5**3, 0.5**3, 0.5**2]
     assert found["backbone.norm.weight"] == 0.5**2
     assert found["head.classes.weight"] == 1
+
+
+# Where a model folder, a tokenizer or a file is of another sort.
+
+
+def test_a_pooler_goes_on_as_the_hidden_map_of_the_head(tmp_path, model):
+    torch.manual_seed(5)
+    pooled = tmp_path / "pooled"
+    net = LayerwrightModel(LayerwrightConfig(architecture=str(ARCH), pooler=True)).eval()
+    save_model(pooled, net, tokenizer=model)
+    begun = finetune(pooled, tmp_path / "run", settings_for(tmp_path, epochs=1, seeds=1, rate=1e-12))
+    tuned = AutoModelForSequenceClassification.from_pretrained(tmp_path / "run/model").eval()
+    assert tuned.config.classifier_act == "tanh"
+    assert not tuned.config.classifier_input_dropout
+    ids = torch.randint(5, 50, (3, 9))
+    with torch.no_grad():
+        summed_up = net(ids).pooler_output
+        wanted = F.linear(summed_up, tuned.head.classes.weight, tuned.head.classes.bias)
+        torch.testing.assert_close(tuned(ids).logits, wanted)
+    assert begun.labels == ("is bad", "is good")
+
+
+def test_a_hidden_map_of_an_earlier_fine_tuning_is_kept_and_its_classes_are_not(tmp_path, model):
+    torch.manual_seed(6)
+    config = LayerwrightConfig(architecture=str(ARCH), num_labels=3, classifier_act="gelu", classifier_input_dropout=True)
+    save_model(tmp_path / "earlier", LayerwrightForSequenceClassification(config), tokenizer=model)
+    finetune(tmp_path / "earlier", tmp_path / "run", settings_for(tmp_path, epochs=1, seeds=1, rate=1e-12))
+    before, after = (load_file(tmp_path / name / "model.safetensors") for name in ("earlier", "run/model"))
+    torch.testing.assert_close(after["head.hidden.weight"], before["head.hidden.weight"])
+    assert after["head.classes.weight"].shape == (2, 32)
+    written = json.loads((tmp_path / "run/model/config.json").read_text())
+    assert (written["classifier_act"], written["classifier_input_dropout"]) == ("gelu", True)
+
+
+def test_texts_are_framed_as_their_tokenizer_frames_them():
+    letters = ["<pad>", "<s>", "</s>", *"abcdefgh"]
+    tokenizer = Tokenizer(WordLevel({word: number for number, word in enumerate(letters)}, unk_token="<pad>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(
+        single="<s> $A </s>", pair="<s> $A </s> </s> $B </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
+    )
+    reader = Reader.of(tokenizer, pad=0, length=10, segments=True)
+    for pair in ((["c d e"], None), (["c d e"], ["f g"])):
+        [row], shortened = reader.rows(*pair)
+        assert list(row.ids) == tokenizer.encode(*(texts[0] for texts in pair if texts)).ids
+        assert row.second == len(row.ids)  # one segment, as RoBERTa has it
+        assert shortened == 0
+    [row], shortened = reader.rows(["a b c d e f"], ["g h"])
+    assert [letters[one] for one in row.ids] == ["<s>", "a", "b", "c", "d", "</s>", "</s>", "g", "h", "</s>"]
+    assert shortened == 1
+    tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B")
+    with pytest.raises(DataError, match="puts no token such as"):
+        Reader.of(tokenizer, pad=0, length=10, segments=True)
+
+
+def test_rows_that_are_skipped_are_counted_and_named(tmp_path, model, capsys):
+    settings = settings_for(tmp_path, epochs=1, seeds=1)
+    lines = settings.train.read_text().splitlines()
+    settings.train.write_text("\n".join([*lines[:5], "too\tmany\tfields", *lines[5:9], "w1\tis god", *lines[9:]]) + "\n")
+    with pytest.raises(DataError, match="row 6 has 3 fields"):
+        finetune(model, tmp_path / "run", settings)
+    skipping = settings.model_copy(update={"on_bad_row": "skip", "valid": settings.valid})
+    results = finetune(model, tmp_path / "run", skipping)
+    assert results.skipped["train"][0].startswith("row 6 has 3 fields")
+    assert results.labels == ("is bad", "is god", "is good")  # without known labels, a slip is a class of its own
+    assert "skipped in train, 1 rows: row 6" in capsys.readouterr().err
+
+
+def test_predictions_are_kept_by_the_keys_of_the_rows(tmp_path, model):
+    settings = settings_for(tmp_path, epochs=1, seeds=(2,), rate=1e-3)
+    rows = settings.valid.read_text().splitlines()
+    settings.valid.write_text("\n".join([f"idx\t{rows[0]}", *(f"row-{n}\t{row}" for n, row in enumerate(rows[1:]))]) + "\n")
+    results = finetune(model, tmp_path / "run", settings)
+    lines = [json.loads(line) for line in (tmp_path / "run/seeds/2/predictions.jsonl").read_text().splitlines()]
+    valid = read_file(settings.valid)
+    assert [line["key"] for line in lines] == [f"row-{number}" for number in range(64)]
+    right = sum(line["prediction"] == valid.labels[int(row.label)] for line, row in zip(lines, valid.rows, strict=True))
+    assert right / 64 == pytest.approx(results.seeds[0].scores["accuracy"])

@@ -87,7 +87,7 @@ class Rows:
         chance = Random(f"{seed}/{epoch}")
         count = len(self)
         order = chance.sample(range(count), count)
-        window = size * min(WINDOW, max(1, count // (4 * size)))
+        window = size * min(WINDOW, max(1, count // (2 * size)))
         batches = [batch for places in cut(order, window) for batch in self.by_length(size, places)]
         chance.shuffle(batches)
         return batches
