@@ -74,6 +74,7 @@ class Predictor:
             segments=config.arch.segments > 1,
         )
         self.missing = bool(getattr(config, "answers_may_be_missing", False))
+        self.threshold = float(getattr(config, "no_answer_threshold", 0.0))
 
     def predict(self, examples: Iterable[Example]) -> Iterator[Prediction]:
         """Yield a prediction for each example, in order; a window of them is in memory."""
@@ -131,7 +132,7 @@ class Predictor:
         ]
 
     def _answers(self, examples: Examples[Span]) -> list[dict[str, Any]]:
-        form = SpanForm(self.reader, missing=self.missing)
+        form = SpanForm(self.reader, missing=self.missing, threshold=self.threshold)
         rows = form.rows(examples)
         self.cut += rows.cut
 

@@ -21,6 +21,8 @@ from layerwright.inference import open_model
 from layerwright.models import FACES, LayerwrightConfig
 from layerwright.prediction import Prediction, Predictor, predict_file
 from layerwright.tasks.examples import Row, Span, Tagged
+from layerwright.tasks.finetune import finetune
+from layerwright.tasks.protocols import FinetuneSettings
 
 PIECES = ["the", "a", "cat", "dog", "house", "runs", "sings", "like", "##ly", "un", "##like", ".", ",", "in", "on", "red", "ann"]
 ARCH = "32 vocab=40 positions=32: 2x(attn[heads=4] ffn[inner=48]) conv[heads=4,kernel=3]"
@@ -153,6 +155,49 @@ def test_an_answer_may_stand_anywhere_in_a_long_context_and_may_be_missing(finde
     sure = list(predictor(finder).predict(asked))
     assert {bool(one.said["answer"]) for one in found} == {True, False}
     assert all(one.said["answer"] in ("", other.said["answer"]) for one, other in zip(found, sure, strict=True))
+    never = saved(tmp_path, "spans", "never", answers_may_be_missing=True, no_answer_threshold=1e6)
+    assert all(one.said["answer"] for one in predictor(never).predict(asked))
+
+
+def learned_rows(kind: str, chance: Random) -> str:
+    """A file to learn from, whose labels follow from the words."""
+    if kind == "spans":
+        questions = []
+        for place in range(24):
+            words = chance.choices(PIECES[:8], k=40 if place % 6 == 0 else chance.randint(4, 14))
+            words = [word.removeprefix("##") for word in words]
+            gone = place % 8 == 7
+            answers = [] if gone else [{"text": words[2], "answer_start": len(" ".join(words[:2])) + 1}]
+            asked = {"id": f"q{place}", "question": "cat in", "answers": answers, "is_impossible": gone}
+            questions.append({"context": " ".join(words), "qas": [asked]})
+        return json.dumps({"data": [{"title": "", "paragraphs": questions}]})
+    sentences = [chance.choices(PIECES[:8], k=chance.randint(2, 40)) for _ in range(40)]
+    if kind == "tags":
+        return "\n\n".join("\n".join(f"{w}\t{'B-who' if w in ('cat', 'dog') else 'O'}" for w in one) for one in sentences) + "\n"
+    number = {"classification": lambda one: one[0] in PIECES[:4], "regression": lambda one: f"{one.count('cat'):.1f}"}[kind]
+    rows = [f"r{place}\t{' '.join(one)}\t{' '.join(one[:1] * 12)}\t{number(one)}" for place, one in enumerate(sentences)]
+    return "\n".join(["idx\tsentence1\tsentence2\tlabel", *rows]) + "\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "suffix", "epochs"),
+    [("classification", "tsv", 20), ("regression", "tsv", 3), ("tags", "conll", 3), ("spans", "json", 3)],
+)
+def test_what_is_predicted_is_what_was_scored_in_fine_tuning(kind: str, suffix: str, epochs: int, tmp_path: Path):
+    model = saved(tmp_path, "backbone")
+    files = {}
+    for name in ("train", "valid"):
+        files[name] = tmp_path / f"{name}.{suffix}"
+        files[name].write_text(learned_rows(kind, Random(name)))
+    finetune(model, tmp_path / "run", FinetuneSettings(**files, seeds=1, epochs=epochs, batch=8, rate=1e-2, length=24))
+    lines = (tmp_path / "run/seeds/0/predictions.jsonl").read_text().splitlines()
+    stored = {one["key"]: one["prediction"] for one in map(json.loads, lines)}
+    found = {one.key: one.said for one in predict_file(predictor(tmp_path / "run/model", length=24), files["valid"])}
+    assert stored.keys() == found.keys()
+    part = {"classification": "label", "regression": "value", "tags": "tags", "spans": "answer"}[kind]
+    assert len({str(said[part]) for said in found.values()}) > 1
+    for key, said in found.items():
+        assert said[part] == (pytest.approx(stored[key], abs=1e-4) if kind == "regression" else stored[key])
 
 
 def test_rows_come_in_a_stream_and_keep_their_order(folder: Path):
