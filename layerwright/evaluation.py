@@ -133,8 +133,9 @@ def plan(settings: EvaluationSettings, arch: Architecture, out: Path) -> tuple[l
         chosen = _settings(task, settings)
         if chosen.begins in planned:
             chosen = chosen.model_copy(update={"start": out / str(chosen.begins) / "model"})
+        chosen = chosen.for_model(arch)
         splits = read_splits(chosen)
-        planned[task.name] = Planned(task, chosen, splits.digests(), _work(splits, chosen.for_model(arch)))
+        planned[task.name] = Planned(task, chosen, splits.digests(), _work(splits, chosen))
     if not planned:
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in skipped.items())
         raise DataError(f"no task of {settings.suite!r} can be run:{reasons}")
@@ -200,6 +201,9 @@ def _texts(row: Any) -> list[str]:
 def _learn(model: Path, out: Path, planned: Sequence[Planned], suite: str) -> None:
     """Run every task that is not finished, with the time left for all of them."""
     waiting = [one for one in planned if not (out / one.task.name / "results.json").exists()]
+    for one in planned:
+        if one not in waiting:  # the numbers of a protocol may be others in another release
+            sealed(out / one.task.name, one.settings)
     left = {one.task.name: one.work * len(_unfinished(one, out)) for one in waiting}
     with console.track(f"{suite}, thousand tokens", max(1, round(sum(left.values())))) as advance:
         for one in waiting:

@@ -12,8 +12,6 @@ from .drawings import Axis, kinds, spread, strip_of
 from .page import copyable, details, page, section, tiles
 from .scoreboard import MARK, MEANS, Evaluation, TaskScores, average_rows, interval, marked, percent
 
-AXIS = Axis("score", 0.0, 1.0)
-
 
 def page_of(done: Evaluation) -> str:
     """Return the page of an evaluation."""
@@ -53,7 +51,7 @@ def _key_numbers(done: Evaluation) -> list[tuple[str, str, str]]:
 
 def _read(done: Evaluation) -> str:
     said = (
-        "In hundredths, after the last epoch. A dot is a seed, on a scale from 0 to 100; the interval is that of the median, at "
+        "In hundredths, after the last epoch. A dot is a seed, on a scale up to 100; the interval is that of the median, at "
         f"95 %, by bootstrap over seeds. {MARK} marks seeds that predict the same for every row."
     )
     return f'<p class="read">{escape(said)}</p>'
@@ -61,11 +59,13 @@ def _read(done: Evaluation) -> str:
 
 def _scores(done: Evaluation) -> str:
     heads = ("task", "metric", "median", "mean", "std", "95 % of the median", "seeds", "rows learned / scored")
-    rows = "".join(_row(one, metric) for one in done.tasks for metric in one.metrics)
+    lowest = min(seed.scores[metric] for one in done.tasks for seed in one.seeds for metric in one.metrics)
+    axis = Axis("score", min(0.0, lowest), 1.0)
+    rows = "".join(_row(one, metric, axis) for one in done.tasks for metric in one.metrics)
     return _framed(heads, rows)
 
 
-def _row(one: TaskScores, metric: str) -> str:
+def _row(one: TaskScores, metric: str, axis: Axis) -> str:
     first, parts = metric == one.metrics[0], one.summary[metric]
     name = f"<b>{escape(marked(one))}</b>" if first else ""
     values = [seed.scores[metric] for seed in one.seeds]
@@ -78,7 +78,7 @@ def _row(one: TaskScores, metric: str) -> str:
         f"<b>{percent(parts['median'])}</b>" if first else percent(parts["median"]),
         percent(parts["mean"]),
         *scoreboard.spread(parts, len(one.seeds)),
-        spread([value for value in values if math.isfinite(value)], AXIS, tip),
+        spread([value for value in values if math.isfinite(value)], axis, tip),
         f"{one.rows['train']:,} / {one.rows['dev']:,}" if first else "",
     ]
     return f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"

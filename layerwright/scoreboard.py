@@ -117,7 +117,7 @@ def score_rows(done: Evaluation) -> list[list[str]]:
 def other_rows(done: Evaluation) -> list[list[str]]:
     """Return a row for each metric of the scorer on each other split with labels: task, split, metric, median, std, interval."""
     return [
-        [one.task, split, metric.replace("_", " "), percent(parts["median"]), *spread(parts, len(one.seeds))]
+        [marked(one), split, metric.replace("_", " "), percent(parts["median"]), *spread(parts, len(one.seeds))]
         for one in done.tasks
         for split, metrics in one.others.items()
         for metric, parts in metrics.items()
