@@ -4,7 +4,7 @@ The batches of an epoch are a pure function of the seed and the epoch.
 """
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import NamedTuple, TypeVar
@@ -125,9 +125,10 @@ class Reader:
             raise DataError("the tokenizer puts no token such as [CLS] before a text, by which rows are classified")
         return cls(tokenizer, pad, length, segments, *frames)
 
-    def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """Turn texts into tokens and their places in the texts, without special tokens."""
-        return [one for part in cut(texts, AT_ONCE) for one in self.tokenizer.encode_batch(part, add_special_tokens=False)]
+    def encode(self, texts: Sequence[str]) -> Iterator[Encoding]:
+        """Turn texts into tokens and their places in the texts, without special tokens; only some texts at once."""
+        for part in cut(texts, AT_ONCE):
+            yield from self.tokenizer.encode_batch(part, add_special_tokens=False)
 
     def ids(self, texts: Sequence[str]) -> "list[array[int]]":
         """Turn texts into tokens, without special ones."""
