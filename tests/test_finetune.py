@@ -30,7 +30,8 @@ from layerwright.handover import save_model
 from layerwright.models import LayerwrightForSequenceClassification, LayerwrightModel
 from layerwright.settings import read
 from layerwright.tasks import finetune as module
-from layerwright.tasks.classification import Classification, layer_scale
+from layerwright.tasks.catalog import read as read_task
+from layerwright.tasks.classification import ClassForm, Classification, layer_scale
 from layerwright.tasks.examples import Examples, Row
 from layerwright.tasks.finetune import FinetuneResults, FinetuneSettings, finetune
 from layerwright.tasks.reading import read_file
@@ -498,3 +499,14 @@ def test_predictions_are_kept_by_the_keys_of_the_rows(tmp_path, model):
     assert [line["key"] for line in lines] == [f"row-{number}" for number in range(64)]
     right = sum(line["prediction"] == valid.labels[int(row.label)] for line, row in zip(lines, valid.rows, strict=True))
     assert right / 64 == pytest.approx(results.seeds[0].scores["accuracy"])
+
+
+@pytest.mark.large
+@pytest.mark.skipif("LAYERWRIGHT_DATA" not in os.environ, reason="LAYERWRIGHT_DATA names no folder of real tasks")
+@pytest.mark.parametrize("task", ["CoLA", "MRPC", "RTE", "STS-B"])
+def test_little_of_a_real_task_is_padding(task):
+    root = Path(os.environ["LAYERWRIGHT_DATA"])
+    tokenizer = vocabulary.load(root / "vocab" / "bert-base-uncased.txt", lowercase=True)
+    form = ClassForm.of(Reader.of(tokenizer, pad=0, length=128, segments=True), read_task(task, "train", root))
+    rows = form.rows(read_task(task, "train", root))
+    assert rows.padding(rows.grouped(32, seed=0, epoch=0)) < 0.05

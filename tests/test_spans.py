@@ -1,6 +1,7 @@
 """Questions are read in windows that lose nothing, and answered by pieces of their contexts."""
 
 import json
+import os
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -18,6 +19,7 @@ from layerwright.batches import Batch
 from layerwright.models import LayerwrightConfig, LayerwrightForQuestionAnswering
 from layerwright.tasks import finetune as module
 from layerwright.tasks.answers import answer_scores
+from layerwright.tasks.catalog import read
 from layerwright.tasks.examples import Answer, Examples, Span
 from layerwright.tasks.finetune import finetune
 from layerwright.tasks.lessons import HeadShape
@@ -291,3 +293,22 @@ def test_a_killed_run_ends_as_one_that_was_not(tmp_path, model, monkeypatch):
     assert without_seconds(finetune(model, tmp_path / "cut", settings)) == without_seconds(whole)
     for name in ("seeds/0/predictions.jsonl", "seeds/1/predictions.jsonl", "model/model.safetensors", "model/config.json"):
         assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.large
+@pytest.mark.skipif("LAYERWRIGHT_DATA" not in os.environ, reason="LAYERWRIGHT_DATA names no folder of real tasks")
+@pytest.mark.parametrize("version", ["v1.1", "v2.0"])
+def test_real_answers_come_back_from_their_places(version):
+    root = Path(os.environ["LAYERWRIGHT_DATA"])
+    examples = read(f"SQuAD-{version}", "dev", root)
+    examples = examples._replace(rows=examples.rows[:600])
+    tokenizer = vocabulary.load(root / "vocab" / "bert-base-uncased.txt", lowercase=True)
+    missing = version == "v2.0"
+    form = SpanForm(Reader.of(tokenizer, pad=0, length=192, segments=True), longest=60, missing=missing)
+    rows = form.rows(examples, learn=True)
+    answers = form.merge(rows, decoded(form, rows, certain(rows)))
+    given = {row.key: answer for row, answer in zip(examples.rows, answers, strict=True)}
+    found = score("spans", ("exact_match", "answer_f1"), examples, given).scores
+    assert found["exact_match"] > 0.97  # some answers are part of a token, such as the 8 of 18
+    assert found["answer_f1"] > 0.99
+    assert len(rows) > 1.2 * len(examples.rows)
