@@ -6,7 +6,7 @@ changes only training or speed (dropout, dtype, kernel implementation) is not pa
     >>> import layerwright.layers
     >>> bert = Architecture.parse("768: 12x(attn ffn)")
     >>> bert.layers[1]
-    Layer.parse('ffn[inner=3072,act=gelu]')
+    Layer.parse('ffn[inner=3072,act=gelu,groups=1]')
     >>> str(bert)
     '768: 12x(attn ffn)'
     >>> str(bert.narrow(1 / 4))
