@@ -24,7 +24,7 @@ app = typer.Typer()
 def predict_command(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder that finetune left: DIR/model.")],
     source: Annotated[
-        Path | None, typer.Argument(metavar="[FILE]", help="Rows to predict for; without a file, those of standard input.")
+        Path | None, typer.Argument(metavar="FILE", help="Rows to predict for; without a file, those of standard input.")
     ] = None,
     form: Annotated[
         str | None,
