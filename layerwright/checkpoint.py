@@ -53,6 +53,28 @@ class Checkpoint:
         return saved | {alias: saved[key] for alias, key in aliases.items()}
 
 
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """Yield a hidden folder that takes the name of `folder` at the end of the block, or goes if that fails.
+
+    What has that name already is replaced, and stays if the block fails.
+    """
+    unfinished, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("tmp", "old"))
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        unfinished.mkdir(parents=True)
+        yield unfinished
+    except BaseException:
+        shutil.rmtree(unfinished, ignore_errors=True)
+        raise
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    unfinished.rename(folder)
+    sync_folder(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
 def save(run: Path, tensors: Mapping[str, Mapping[str, Tensor]], state: Mapping[str, Any], keep: int = 2) -> Path:
     """Write run/checkpoints/step-N, N being state["step"]: NAME.safetensors for each group of tensors, and state.json.
 

@@ -19,7 +19,7 @@ from .console import say, table, warn
 from .corpus import CorpusSettings, build
 from .errors import IntegrityError, Interrupted, RunInUse, exit_code
 from .grammar import fold
-from .options import Imports, import_modules
+from .options import File, Imports, import_modules
 from .pretrain import PretrainSettings, outlook, pretrain
 from .search import SearchSettings
 from .settings import read
@@ -72,10 +72,6 @@ app.add_typer(cli_suites.app)
 Assign = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="NAME=VALUE", help="Set any of the settings listed at the end of this help. Repeatable."),
-]
-File = Annotated[
-    Path | None,
-    typer.Option("--settings", metavar="FILE", help="Read settings from a TOML file; --set wins over it, and options over both."),
 ]
 Out = Annotated[
     Path, typer.Option("--out", metavar="DIR", help="The folder to write. The same command again goes on from what it holds.")

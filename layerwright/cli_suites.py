@@ -8,7 +8,7 @@ import typer
 from .comparison import compare
 from .console import say
 from .evaluation import EvaluationSettings, evaluate
-from .options import Imports, import_modules
+from .options import File, Imports, import_modules
 from .settings import read
 from .tasks.protocols import PROTOCOLS
 from .tasks.suites import SUITES
@@ -31,10 +31,6 @@ Named = Annotated[
     str | None, typer.Option("--protocol", help=f"How tasks are learned: {', '.join(PROTOCOLS)}. [default: electra]")
 ]
 Seeds = Annotated[int | None, typer.Option(help="Seeds of every task. [default: 5, and 1 for the large tasks]")]
-File = Annotated[
-    Path | None,
-    typer.Option("--settings", metavar="FILE", help="Read settings from a TOML file; --set wins over it, and options over both."),
-]
 Assign = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Set any setting. Repeatable.")]
 
 

@@ -16,17 +16,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor, nn
 
-from . import kernels, vocabulary
-from .checkpoint import MANIFEST, seal_folder, verify_folder
-from .errors import DataError, IntegrityError, nearest
-from .guard import inside, read_json
+from . import kernels
+from .checkpoint import appearing, seal_folder
+from .errors import DataError, IntegrityError
+from .folders import open_folder, open_tokenizer
+from .guard import inside
 from .handover import TOKENIZER_FILES
-from .models import FACES, LayerwrightForMultipleChoice, LayerwrightPreTrainedModel
+from .models import LayerwrightForMultipleChoice, LayerwrightPreTrainedModel
 from .runtime import PACKAGES, Array, Drift, Latency, Session, difference, drift, need, quantise, race
-from .settings import sync_folder
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OPSET = 20
@@ -71,7 +70,7 @@ def export(folder: Path, out: Path, *, int8: bool = False, text: Path | None = N
     traced = Traced(model).eval()
     rows = None if text is None else _tokens(folder, text, model)
     external = sum(weight.nbytes for weight in model.state_dict().values()) > EXTERNAL
-    with _appearing(out) as unfinished:
+    with appearing(out) as unfinished:
         trace(traced).save(unfinished / GRAPH, external_data=external)
         session = Session(unfinished / GRAPH)
         runners: dict[str, Any] = {"PyTorch": traced.run, "ONNX float32": session}
@@ -90,37 +89,6 @@ def export(folder: Path, out: Path, *, int8: bool = False, text: Path | None = N
         latencies = race(runners, (examples(model, *shape) for shape in _timed(model)))
         seal_folder(unfinished)
     return Export(out, session.inputs, tuple(session.dims), gap, drifts, latencies)
-
-
-def open_folder(folder: Path) -> LayerwrightPreTrainedModel:
-    """Load a model folder as the class that it names, in float32, ready for evaluation.
-
-    Raises:
-        ValueError: it is none.
-        IntegrityError: it is torn or altered.
-    """
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} is not a model folder: it has no config.json")
-    if (folder / MANIFEST).exists():
-        verify_folder(folder)
-    settings = read_json(folder, "config.json")
-    try:
-        kind, (name, *_) = settings["model_type"], settings["architectures"]
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{folder / 'config.json'} does not say which model this is (model_type, architectures)") from None
-    if kind != "layerwright":
-        raise ValueError(f"{folder} holds a {kind!r} of transformers: layerwright convert makes a model folder of it")
-    classes: dict[str, Any] = {face.model.__name__: face.model for face in FACES.values()}
-    if name not in classes:
-        raise ValueError(f"{folder / 'config.json'} names no class of ours, but {name!r}{nearest(str(name), classes)}")
-    try:
-        model, loaded = classes[name].from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-    except (OSError, SafetensorError) as error:
-        raise IntegrityError(f"{folder} cannot be loaded: {error}") from None
-    if missing := sorted(loaded["missing_keys"]):
-        raise IntegrityError(f"{folder} lacks {len(missing)} weights of its architecture, such as {missing[0]}")
-    found: LayerwrightPreTrainedModel = model.eval()
-    return found
 
 
 class Traced(nn.Module):
@@ -244,9 +212,7 @@ def _tokens(folder: Path, text: Path, model: LayerwrightPreTrainedModel) -> list
         raise DataError(f"{text} is not UTF-8 text: {error}") from None
     if not lines:
         raise DataError(f"{text} has no line of text")
-    tokenizer = vocabulary.load(folder / "tokenizer.json", lowercase=True)
-    if (size := vocabulary.size(tokenizer)) > model.config.arch.vocab:
-        raise DataError(f"the tokenizer of {folder} has {size:,} tokens, and the model {model.config.arch.vocab:,}")
+    tokenizer, _ = open_tokenizer(folder, model.config.arch.vocab)
     tokenizer.enable_truncation(min(LONGEST, model.config.arch.positions))
     return [encoding.ids for encoding in tokenizer.encode_batch(lines)]
 
@@ -264,25 +230,6 @@ def _measured(model: LayerwrightPreTrainedModel, rows: list[list[int]] | None) -
             found["token_type_ids"] = torch.zeros_like(found["input_ids"])
         alone = isinstance(model, LayerwrightForMultipleChoice)  # then a row of one text to choose
         yield {name: value[:, None] for name, value in found.items()} if alone else found
-
-
-@contextmanager
-def _appearing(folder: Path) -> Iterator[Path]:
-    """Yield a hidden folder that takes the name of `folder` at the end of the block, or goes if that fails."""
-    unfinished, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("tmp", "old"))
-    shutil.rmtree(unfinished, ignore_errors=True)
-    try:
-        unfinished.mkdir(parents=True)
-        yield unfinished
-    except BaseException:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    unfinished.rename(folder)
-    sync_folder(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
 
 
 @contextmanager

@@ -11,12 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from .architecture import Architecture
-from .checkpoint import seal_folder
+from .checkpoint import appearing, seal_folder
 from .configuration import LayerwrightConfig
 from .cost import flops, layer_flops, layer_parameters, parameters
 from .errors import nearest
 from .models import FACES, LayerwrightPreTrainedModel
-from .settings import sync_folder
 
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
@@ -74,29 +73,18 @@ def save_model(
         raise FileNotFoundError(f"{tokenizer} holds no tokenizer (no {TOKENIZER_FILES[0]})")
     if folder.exists() and not (folder / "config.json").is_file():
         raise FileExistsError(f"{folder} exists and is not a model folder")
-    unfinished, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("tmp", "old"))
-    shutil.rmtree(unfinished, ignore_errors=True)
     try:
-        unfinished.mkdir(parents=True)
-        model.save_pretrained(unfinished)
-        for path in files:
-            shutil.copyfile(path, unfinished / path.name)
-        if card:
-            (unfinished / "README.md").write_text(card, encoding="utf-8")
-        if check is not None:
-            check(unfinished)
-        seal_folder(unfinished)
-    except BaseException as error:
-        shutil.rmtree(unfinished, ignore_errors=True)
-        if isinstance(error, SafetensorError):  # what safetensors makes of a full disk
-            raise OSError(f"cannot write {folder}: {error}") from error
-        raise
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    unfinished.rename(folder)
-    sync_folder(folder.parent)
-    shutil.rmtree(replaced, ignore_errors=True)
+        with appearing(folder) as unfinished:
+            model.save_pretrained(unfinished)
+            for path in files:
+                shutil.copyfile(path, unfinished / path.name)
+            if card:
+                (unfinished / "README.md").write_text(card, encoding="utf-8")
+            if check is not None:
+                check(unfinished)
+            seal_folder(unfinished)
+    except SafetensorError as error:  # what safetensors makes of a full disk
+        raise OSError(f"cannot write {folder}: {error}") from error
 
 
 def model_card(

@@ -15,11 +15,9 @@ import torch.nn.functional as F
 from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
-from transformers import AutoTokenizer
 
-from . import vocabulary
-from .errors import DataError, nearest
-from .export import open_folder
+from .errors import nearest
+from .folders import open_folder, open_tokenizer
 from .models import FACES, LayerwrightPreTrainedModel
 
 Precision = Literal["float32", "bf16"]
@@ -105,18 +103,8 @@ def open_model(folder: Path, heads: Sequence[str], *, precision: Precision = "fl
     head = next(name for name, face in FACES.items() if face.model is type(model))
     if head not in heads:
         raise ValueError(f"{folder} has the head '{head}', and this needs {' or '.join(repr(name) for name in heads)}")
-    try:
-        loaded = AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"the tokenizer of {folder} cannot be loaded: {error}") from None
-    tokenizer = getattr(loaded, "backend_tokenizer", None)
-    if not isinstance(tokenizer, Tokenizer):
-        raise DataError(f"{folder} has a tokenizer that the library tokenizers does not know")
-    if (size := vocabulary.size(tokenizer)) > (room := model.config.arch.vocab):
-        raise DataError(f"the tokenizer of {folder} has {size:,} tokens, and the model embeddings for {room:,}")
-    tokenizer.no_padding()
-    names = {name: getattr(loaded, f"{name}_token_id", None) for name in ("pad", "mask")}
-    special = {name: number for name, number in names.items() if number is not None}
+    tokenizer, ids = open_tokenizer(folder, model.config.arch.vocab)
+    special = {name: number for name, number in ids.items() if number is not None}
     if torch.accelerator.is_available():
         model = model.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
     return Opened(folder, head, model, tokenizer, special, precision == "bf16")

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -10,6 +11,10 @@ import typer
 Imports = Annotated[
     list[str] | None,
     typer.Option("--import", metavar="MODULE", help="Import a module that declares layer kinds first. Repeatable."),
+]
+File = Annotated[
+    Path | None,
+    typer.Option("--settings", metavar="FILE", help="Read settings from a TOML file; --set wins over it, and options over both."),
 ]
 Batch = Annotated[int, typer.Option("--batch", min=1, help="Rows that the model reads at a time.")]
 Precise = Annotated[str, typer.Option("--precision", help="Of matrix products: float32 or bf16.")]

@@ -281,7 +281,7 @@ class _Run:
         """Return the configuration of the model folder."""
         rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), self.settings.dropout)
         hidden = {"classifier_act": self.shape.act, "classifier_input_dropout": self.shape.input_dropout}
-        ids = {f"{name}_token_id": number for name, number in self.net.ids.items()}
+        ids = {f"{name}_token_id": self.net.ids[name] for name in ("pad", "cls", "sep")}
         return rates | ids | (hidden if self.form.head in SUMMED_UP else {}) | self.form.config() | median.config
 
     def _facts(self, results: FinetuneResults) -> dict[str, object]:

@@ -7,13 +7,11 @@ from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer
 from torch import Tensor, nn
-from transformers import AutoTokenizer
 
-from layerwright import vocabulary
 from layerwright.architecture import Architecture
 from layerwright.encoder import LayerwrightModel
 from layerwright.errors import DataError
-from layerwright.export import open_folder
+from layerwright.folders import open_folder, open_tokenizer
 from layerwright.models import FACES, ModelWithHead
 from layerwright.tasks.catalog import TASKS, read, read_file
 from layerwright.tasks.examples import Examples, Row
@@ -58,10 +56,7 @@ def open_model(folder: Path) -> Pretrained:
         hidden = model.head.hidden
     elif backbone.pooler is not None:
         hidden, act = backbone.pooler.dense, "tanh"
-    tokenizer, ids = _tokenizer(folder)
-    size, room = vocabulary.size(tokenizer), config.arch.vocab
-    if size > room:
-        raise DataError(f"the tokenizer of {folder} has {size:,} tokens, and the model embeddings for {room:,}")
+    tokenizer, ids = open_tokenizer(folder, config.arch.vocab)
     names: dict[Any, str] = dict(config.id2label or {}) if head in ("classification", "tokens") else {}
     return Pretrained(
         folder,
@@ -88,22 +83,6 @@ def open_start(folder: Path, model: Pretrained, begins: str | None) -> Pretraine
         named = ", ".join(start.labels) or "none"
         raise ValueError(f"start: {folder} is no model of {begins}: its classes are {named}")
     return start
-
-
-def _tokenizer(folder: Path) -> tuple[Tokenizer, dict[str, int | None]]:
-    """Load the tokenizer that transformers loads from a folder, and the ids of its special tokens."""
-    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
-        raise DataError(f"there is no tokenizer {folder / 'tokenizer.json'}")
-    try:
-        loaded = AutoTokenizer.from_pretrained(folder)
-    except Exception as error:  # noqa: BLE001 - tokenizers raises no narrower one
-        raise DataError(f"the tokenizer of {folder} cannot be loaded: {error}") from None
-    tokenizer = getattr(loaded, "backend_tokenizer", None)
-    if not isinstance(tokenizer, Tokenizer):
-        raise DataError(f"{folder} has a tokenizer that the library tokenizers does not know")
-    tokenizer.no_truncation()
-    tokenizer.no_padding()
-    return tokenizer, {name: getattr(loaded, f"{name}_token_id", None) for name in ("pad", "cls", "sep")}
 
 
 class Splits(NamedTuple):

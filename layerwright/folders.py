@@ -1,0 +1,70 @@
+"""Open a model folder: the model that it names, and the tokenizer that transformers loads from it."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from tokenizers import Tokenizer
+from transformers import AutoTokenizer
+
+from . import vocabulary
+from .checkpoint import MANIFEST, verify_folder
+from .errors import DataError, IntegrityError, nearest
+from .guard import read_json
+from .models import FACES, LayerwrightPreTrainedModel
+
+
+def open_folder(folder: Path) -> LayerwrightPreTrainedModel:
+    """Load a model folder as the class that it names, in float32, ready for evaluation.
+
+    Raises:
+        ValueError: it is none.
+        IntegrityError: it is torn or altered.
+    """
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} is not a model folder: it has no config.json")
+    if (folder / MANIFEST).exists():
+        verify_folder(folder)
+    settings = read_json(folder, "config.json")
+    try:
+        kind, (name, *_) = settings["model_type"], settings["architectures"]
+    except (ValueError, TypeError, KeyError):
+        raise ValueError(f"{folder / 'config.json'} does not say which model this is (model_type, architectures)") from None
+    if kind != "layerwright":
+        raise ValueError(f"{folder} holds a {kind!r} of transformers: layerwright convert makes a model folder of it")
+    classes: dict[str, Any] = {face.model.__name__: face.model for face in FACES.values()}
+    if name not in classes:
+        raise ValueError(f"{folder / 'config.json'} names no class of ours, but {name!r}{nearest(str(name), classes)}")
+    try:
+        model, loaded = classes[name].from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except (OSError, SafetensorError) as error:
+        raise IntegrityError(f"{folder} cannot be loaded: {error}") from None
+    if missing := sorted(loaded["missing_keys"]):
+        raise IntegrityError(f"{folder} lacks {len(missing)} weights of its architecture, such as {missing[0]}")
+    found: LayerwrightPreTrainedModel = model.eval()
+    return found
+
+
+def open_tokenizer(folder: Path, vocab: int) -> tuple[Tokenizer, dict[str, int | None]]:
+    """Load the tokenizer of a folder, which neither cuts nor pads, and the ids of its pad, cls, sep and mask tokens.
+
+    vocab: how many tokens the model has embeddings for.
+
+    Raises:
+        DataError: it is missing, cannot be used, or has more tokens.
+    """
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
+        raise DataError(f"there is no tokenizer {folder / 'tokenizer.json'}")
+    try:
+        loaded = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # noqa: BLE001 - tokenizers raises no narrower one
+        raise DataError(f"the tokenizer of {folder} cannot be loaded: {error}") from None
+    tokenizer = getattr(loaded, "backend_tokenizer", None)
+    if not isinstance(tokenizer, Tokenizer):
+        raise DataError(f"{folder} has a tokenizer that the library tokenizers does not know")
+    if (size := vocabulary.size(tokenizer)) > vocab:
+        raise DataError(f"the tokenizer of {folder} has {size:,} tokens, and the model embeddings for {vocab:,}")
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer, {name: getattr(loaded, f"{name}_token_id", None) for name in ("pad", "cls", "sep", "mask")}
