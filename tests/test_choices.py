@@ -7,12 +7,11 @@ from random import Random
 import pytest
 import torch
 import torch.nn.functional as F
-from toys import ARCH, make_model, quick, reader_for, sentence, without_seconds
+from toys import ARCH, assert_a_kill_changes_nothing, make_model, quick, reader_for, sentence
 from transformers import AutoModelForMultipleChoice, AutoTokenizer
 
 from layerwright.backbone import Backbone
 from layerwright.models import LayerwrightConfig, LayerwrightForMultipleChoice
-from layerwright.tasks import finetune as module
 from layerwright.tasks.choices import ChoiceForm, Choosing
 from layerwright.tasks.examples import Choice, Examples
 from layerwright.tasks.finetune import finetune
@@ -108,19 +107,4 @@ def test_choices_are_learned_and_the_model_folder_knows_them(tmp_path, model):
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path, model, monkeypatch):
     files = {name: endings(tmp_path / f"{name}.jsonl", rows, 2) for name, rows in (("train", 32), ("valid", 12))}
     settings = quick(**files, epochs=1)
-    whole = finetune(model, tmp_path / "whole", settings)
-    save = module.save_file
-
-    def killed(weights, path):
-        if path.parent.name == "1":
-            raise SystemExit
-        save(weights, path)
-
-    monkeypatch.setattr(module, "save_file", killed)
-    with pytest.raises(SystemExit):
-        finetune(model, tmp_path / "cut", settings)
-    monkeypatch.setattr(module, "save_file", save)
-    assert without_seconds(finetune(model, tmp_path / "cut", settings)) == without_seconds(whole)
-    assert (tmp_path / "cut/seeds/1/predictions.jsonl").read_bytes() == (
-        tmp_path / "whole/seeds/1/predictions.jsonl"
-    ).read_bytes()
+    assert_a_kill_changes_nothing(tmp_path, model, settings, monkeypatch)

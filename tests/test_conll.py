@@ -5,8 +5,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from files import refusal, written
 
-from layerwright.errors import DataError, exit_code
 from layerwright.tasks.examples import Tagged
 from layerwright.tasks.reading import read_file
 
@@ -14,17 +14,7 @@ ROME = "In\tO\nNew\tB-place\nRome\tI-place\n"
 
 
 def file(folder: Path, content: str | bytes, name: str = "some.conll") -> Path:
-    path = folder / name
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def refusal(path: Path, *arguments: object, **more: object) -> str:
-    with pytest.raises(DataError) as caught:
-        read_file(path, *arguments, **more)
-    assert exit_code(caught.value) == 3
-    assert str(path) in str(caught.value)
-    return str(caught.value)
+    return written(folder, content, name)
 
 
 def test_words_and_tags(tmp_path):

@@ -268,7 +268,7 @@ def test_a_tokenizer_that_names_code_or_other_files(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps({"vocab_file": "/etc/passwd"}))
     refused(folder, "names the file '/etc/passwd', which lies outside its folder")
     # What the tokenizers of years ago wrote of the machine they were made on, and nobody reads.
-    (folder / "tokenizer_config.json").write_text(json.dumps({"special_tokens_map_file": "/root/.cache/x", "name_or_path": "/a"}))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"special_tokens_map_file": "/elsewhere/x", "name_or_path": "/a"}))
     convert(folder, folder.parent / "out")
 
 

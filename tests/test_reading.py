@@ -7,8 +7,8 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from files import refusal, written
 
-from layerwright.errors import DataError, exit_code
 from layerwright.tasks.examples import Choice, Row
 from layerwright.tasks.reading import read_file
 from layerwright.tasks.records import LONGEST_ROW
@@ -17,17 +17,7 @@ HEADER = "idx\tsentence1\tsentence2\tlabel\n"
 
 
 def table(folder: Path, content: str | bytes, name: str = "some.tsv") -> Path:
-    path = folder / name
-    path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return path
-
-
-def refusal(path: Path, *arguments: object, **more: object) -> str:
-    with pytest.raises(DataError) as caught:
-        read_file(path, *arguments, **more)
-    assert exit_code(caught.value) == 3
-    assert str(path) in str(caught.value)
-    return str(caught.value)
+    return written(folder, content, name)
 
 
 def test_pairs_and_their_classes(tmp_path):

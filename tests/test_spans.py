@@ -10,14 +10,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as some
-from toys import ARCH, make_model, quick, reader_for, sentence, without_seconds
+from toys import ARCH, assert_a_kill_changes_nothing, make_model, quick, reader_for, sentence
 from transformers import AutoModelForQuestionAnswering, AutoTokenizer
 
 from layerwright import vocabulary
 from layerwright.backbone import Backbone
 from layerwright.batches import Batch
 from layerwright.models import LayerwrightConfig, LayerwrightForQuestionAnswering
-from layerwright.tasks import finetune as module
 from layerwright.tasks.answers import answer_scores
 from layerwright.tasks.catalog import read
 from layerwright.tasks.examples import Answer, Examples, Span
@@ -278,21 +277,7 @@ def test_answers_are_learned_and_the_model_folder_knows_them(tmp_path, model, mi
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path, model, monkeypatch):
     files = {name: marked(tmp_path / f"{name}.json", rows, missing=True) for name, rows in (("train", 48), ("valid", 16))}
     settings = quick(**files, epochs=1, threshold="tuned")
-    whole = finetune(model, tmp_path / "whole", settings)
-    save = module.save_file
-
-    def killed(weights, path):
-        if path.parent.name == "1":
-            raise SystemExit
-        save(weights, path)
-
-    monkeypatch.setattr(module, "save_file", killed)
-    with pytest.raises(SystemExit):
-        finetune(model, tmp_path / "cut", settings)
-    monkeypatch.setattr(module, "save_file", save)
-    assert without_seconds(finetune(model, tmp_path / "cut", settings)) == without_seconds(whole)
-    for name in ("seeds/0/predictions.jsonl", "seeds/1/predictions.jsonl", "model/model.safetensors", "model/config.json"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert_a_kill_changes_nothing(tmp_path, model, settings, monkeypatch)
 
 
 @pytest.mark.large

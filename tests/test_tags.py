@@ -7,14 +7,13 @@ from random import Random
 
 import pytest
 import torch
-from toys import ARCH, make_model, quick, reader_for, without_seconds
+from toys import ARCH, assert_a_kill_changes_nothing, make_model, quick, reader_for
 from transformers import AutoModelForTokenClassification, AutoTokenizer
 
 from layerwright import vocabulary
 from layerwright.backbone import Backbone
 from layerwright.batches import Batch
 from layerwright.models import LayerwrightConfig, LayerwrightForTokenClassification
-from layerwright.tasks import finetune as module
 from layerwright.tasks.entities import entity_scores
 from layerwright.tasks.examples import Examples, Tagged
 from layerwright.tasks.finetune import finetune
@@ -178,18 +177,4 @@ def test_tags_are_learned_and_the_model_folder_knows_them(tmp_path, model):
 def test_a_killed_run_ends_as_one_that_was_not(tmp_path, model, monkeypatch):
     files = {name: places(tmp_path / f"{name}.conll", rows) for name, rows in (("train", 48), ("valid", 16))}
     settings = quick(**files, epochs=1, length=16)
-    whole = finetune(model, tmp_path / "whole", settings)
-    save = module.save_file
-
-    def killed(weights, path):
-        if path.parent.name == "1":
-            raise SystemExit
-        save(weights, path)
-
-    monkeypatch.setattr(module, "save_file", killed)
-    with pytest.raises(SystemExit):
-        finetune(model, tmp_path / "cut", settings)
-    monkeypatch.setattr(module, "save_file", save)
-    assert without_seconds(finetune(model, tmp_path / "cut", settings)) == without_seconds(whole)
-    for name in ("seeds/0/predictions.jsonl", "seeds/1/predictions.jsonl", "model/model.safetensors", "model/config.json"):
-        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    assert_a_kill_changes_nothing(tmp_path, model, settings, monkeypatch)

@@ -4,6 +4,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+import pytest
 import torch
 
 from layerwright import vocabulary
@@ -11,7 +12,8 @@ from layerwright.architecture import Architecture
 from layerwright.configuration import LayerwrightConfig
 from layerwright.handover import save_model
 from layerwright.models import LayerwrightForPreTraining
-from layerwright.tasks.finetune import FinetuneResults, FinetuneSettings
+from layerwright.tasks import finetune as module
+from layerwright.tasks.finetune import FinetuneResults, FinetuneSettings, finetune
 from layerwright.tasks.rows import Reader
 
 WORDS = ["good", "bad", *(f"w{number}" for number in range(40))]
@@ -48,3 +50,22 @@ def reader_for(model: Path, length: int = 32) -> Reader:
 def without_seconds(results: FinetuneResults) -> dict[str, Any]:
     kept = results.model_dump()
     return kept | {"seeds": [{name: value for name, value in seed.items() if name != "seconds"} for seed in kept["seeds"]]}
+
+
+def assert_a_kill_changes_nothing(folder: Path, model: Path, settings: FinetuneSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kill a run as it saves its second seed, and go on: it ends as one that was not."""
+    whole = finetune(model, folder / "whole", settings)
+    save = module.save_file
+
+    def killed(weights: Any, path: Path) -> None:
+        if path.parent.name == "1":
+            raise SystemExit
+        save(weights, path)
+
+    monkeypatch.setattr(module, "save_file", killed)
+    with pytest.raises(SystemExit):
+        finetune(model, folder / "cut", settings)
+    monkeypatch.setattr(module, "save_file", save)
+    assert without_seconds(finetune(model, folder / "cut", settings)) == without_seconds(whole)
+    for name in ("seeds/0/predictions.jsonl", "seeds/1/predictions.jsonl", "model/model.safetensors", "model/config.json"):
+        assert (folder / "cut" / name).read_bytes() == (folder / "whole" / name).read_bytes()
