@@ -42,9 +42,9 @@ def predict_command(
     on_bad_row: BadRow = "stop",
     imports: Imports = None,
 ) -> None:
-    """Predict a class, a number, tags or an answer for each row, in order.
+    """Predict a class, a number, a choice, tags or an answer for each row, in order.
 
-    Rows are lines, with a tab between two texts, or a .tsv or .jsonl file as for finetune, without need of labels. Any number
+    Rows are lines, with a tab between texts, or a .tsv or .jsonl file as for finetune, without need of labels. Any number
     of rows takes the same memory.
     """
     import_modules(imports)

@@ -1,4 +1,4 @@
-"""Predict for rows that come in a stream, in any number: a class, a number, tags or an answer for each, in the same order.
+"""Predict for rows that come in a stream, in any number, in order: a class, a number, a choice, tags or an answer for each.
 
 Rows are read, turned into tokens and batched as in fine-tuning, so that a prediction here is the one that was scored there.
 A window of rows is in memory at a time, sorted by length; what is wrong with a row is said with its number, never passed over
@@ -8,6 +8,7 @@ in silence.
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
+from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +19,9 @@ from .batches import Batch
 from .console import warn
 from .errors import DataError
 from .inference import BATCH, Opened, check_choice, windows
+from .tasks.choices import ChoiceForm
 from .tasks.conll import sentences
-from .tasks.examples import Examples, Kind, OnBadRow, Row, Span, Tagged
+from .tasks.examples import Choice, Examples, Kind, OnBadRow, Row, Span, Tagged
 from .tasks.reading import CONLL, UNLABELLED, Wanted, check_columns, unlabelled
 from .tasks.records import Faults, Record, checked, existing, jsonl_records, lines, suffix_of, tsv_records
 from .tasks.rows import Reader, Rows
@@ -27,20 +29,27 @@ from .tasks.spans import Found, SpanForm, SpanRows
 from .tasks.squad import questions
 from .tasks.tags import TagForm
 
-KINDS: dict[str, Kind] = {"classification": "classification", "tokens": "tags", "spans": "spans"}  # by head
+KINDS: dict[str, Kind] = {"classification": "classification", "choices": "choices", "tokens": "tags", "spans": "spans"}  # by head
+OF_KIND: dict[str, Kind] = {"conll": "tags", "squad": "spans"}  # forms that hold rows of one kind alone
 FORMS = ("lines", "tsv", "jsonl", "conll", "squad")
 STDIN = Path("/dev/stdin")
 WINDOW = 32  # batches that are sorted by length together
 DIGITS = 6  # of a number that is written
+LINES: dict[Kind, tuple[tuple[str, ...], int, float]] = {  # what the columns of lines hold, and the least and most of them
+    "classification": (("sentence1", "sentence2"), 1, 2),
+    "choices": (("text", "options"), 3, float("inf")),
+    "tags": (("text",), 1, 1),
+    "spans": (("question", "context"), 2, 2),
+}
 
-Example = Row | Span | Tagged
+Example = Row | Choice | Span | Tagged
 
 
 class Prediction(NamedTuple):
     """What is predicted for a row: the id it has in its file, or its place from 0, and what is said by name.
 
-    Of a class: label, probability, probabilities.  Of a number: value.  Of tags: words, tags, probabilities.  Of a question:
-    answer, probability.
+    Of a class: label, probability, probabilities.  Of a number: value.  Of a choice: choice, the place of an option from 0, the
+    option, probability, probabilities.  Of tags: words, tags, probabilities.  Of a question: answer, probability.
     """
 
     key: str
@@ -48,7 +57,7 @@ class Prediction(NamedTuple):
 
 
 class Predictor:
-    """Predict with a model that classifies rows, gives them a number, tags words or answers questions.
+    """Predict with a model that classifies rows, gives them a number, chooses an option, tags words or answers questions.
 
     length: most tokens of a row, by default the positions.  What is longer is cut (a text, or the longer one of two) or read
     in windows (words, contexts); `cut` counts the texts that were cut.
@@ -79,19 +88,17 @@ class Predictor:
     def predict(self, examples: Iterable[Example]) -> Iterator[Prediction]:
         """Yield a prediction for each example, in order; a window of them is in memory."""
         for window in windows(examples, self.batch * WINDOW):
-            # Texts alone and pairs are framed differently, and may stand in one file.
-            pairs = [place for place, one in enumerate(window) if getattr(one, "second", "") is not None]
-            singles = sorted(set(range(len(window))) - set(pairs))
             said: dict[int, dict[str, Any]] = {}
-            for places in filter(None, (pairs, singles)):
+            for _, alike in groupby(sorted(enumerate(window), key=_texts), _texts):
+                places = [place for place, _ in alike]
                 some = Examples("", self.kind, self.labels, tuple(window[place] for place in places))
                 said |= zip(places, self._say(some), strict=True)
             yield from (Prediction(one.key, said[place]) for place, one in enumerate(window))
 
     def _say(self, examples: Examples[Any]) -> Sequence[dict[str, Any]]:
-        if self.kind == "spans":
-            return self._answers(examples)
-        return self._tags(examples) if self.kind == "tags" else self._classes(examples)
+        ways: dict[Kind, Callable[[Examples[Any]], Sequence[dict[str, Any]]]]
+        ways = {"spans": self._answers, "tags": self._tags, "choices": self._choices, "classification": self._classes}
+        return ways[self.kind](examples)
 
     def _classes(self, examples: Examples[Row]) -> list[dict[str, Any]]:
         seconds = [row.second or "" for row in examples.rows] if examples.pairs else None
@@ -108,6 +115,15 @@ class Predictor:
             best = max(range(len(shares)), key=shares.__getitem__)
             chances = dict(zip(self.labels, shares, strict=True))
             said.append({"label": self.labels[best], "probability": shares[best], "probabilities": chances})
+        return said
+
+    def _choices(self, examples: Examples[Choice]) -> list[dict[str, Any]]:
+        rows = ChoiceForm(self.reader).rows(examples)
+        self.cut += rows.cut
+        said = []
+        for row, shares in zip(examples.rows, self._run(rows, lambda logits, _: logits.softmax(-1).tolist()), strict=True):
+            best = max(range(len(shares)), key=shares.__getitem__)
+            said.append({"choice": best, "option": row.options[best], "probability": shares[best], "probabilities": shares})
         return said
 
     def _tags(self, examples: Examples[Tagged]) -> list[dict[str, Any]]:
@@ -158,29 +174,32 @@ class Predictor:
         found: dict[int, Any] = {}
         for places in rows.by_length(self.batch, range(len(rows))):
             with self.opened.running():
-                logits = self._logits(rows.batch(places).to(self.opened.device))
+                logits = self._logits(rows.batch(places).to(self.opened.device), rows.options)
             found |= zip(places, decode(logits.float().cpu(), places), strict=True)
         return [found[place] for place in range(len(rows))]
 
-    def _logits(self, batch: Batch) -> Tensor:
-        """Return logits [B, classes], [B, L, classes] or, of first and last token, [B, L, 2]."""
+    def _logits(self, batch: Batch, options: int) -> Tensor:
+        """Return logits [B, classes], [B, options], [B, L, classes] or, of first and last token, [B, L, 2]."""
         segments = batch.segments if self.opened.model.config.arch.segments > 1 else None
-        found = self.opened.model(batch.ids, batch.mask, segments)
+        given = [batch.ids, batch.mask, segments]
+        if self.kind == "choices":
+            given = [None if x is None else x.unflatten(0, (-1, options)) for x in given]
+        found = self.opened.model(*given)
         return torch.stack([found.start_logits, found.end_logits], -1) if self.kind == "spans" else torch.as_tensor(found.logits)
 
 
 def read_rows(source: Path, kind: Kind, form: str, faults: Faults) -> Iterator[tuple[int, Example]]:
     """Yield the rows of a file or a pipe as they are read, each with its number; what cannot be used becomes a fault.
 
-    form: `lines`, a text each, or two with a tab between (question and context); `tsv` and `jsonl` as tables for fine-tuning
-    are, without need of labels; `conll` words, `squad` questions.
+    form: `lines`, a text each, or two with a tab between (question and context), or a text and its options; `tsv` and `jsonl`
+    as tables for fine-tuning are, without need of labels; `conll` words, `squad` questions.
 
     Raises:
         ValueError: an unknown form, or one that does not suit what is predicted.
         DataError: nothing of the file can be used.
     """
     check_choice("form", form, FORMS)
-    if form == {"tags": "squad", "spans": "conll"}.get(kind) or (kind == "classification" and form in ("conll", "squad")):
+    if OF_KIND.get(form, kind) != kind:
         raise ValueError(f"rows of the form '{form}' are not for predicting {kind}")
     if form == "conll":
         yield from sentences(source, faults)
@@ -256,6 +275,8 @@ def columns(predictor: Predictor) -> list[str]:
     if predictor.kind == "classification":
         each = [f"p({label})" for label in predictor.labels]
         return ["key", "value"] if predictor.problem == "regression" else ["key", "label", "probability", *each]
+    if predictor.kind == "choices":
+        return ["key", "choice", "option", "probability", "probabilities"]
     return ["key", "answer", "probability"] if predictor.kind == "spans" else ["key", "words", "tags", "probabilities"]
 
 
@@ -280,17 +301,26 @@ def _records(source: Path, kind: Kind, form: str, faults: Faults) -> Iterator[Re
 
 
 def _from_lines(source: Path, kind: Kind, faults: Faults) -> Iterator[Record]:
-    names = {"spans": ("question", "context"), "tags": ("text",)}.get(kind, ("sentence1", "sentence2"))
+    names, least, most = LINES[kind]
     width = 0
     for number, line in lines(source, faults):
         cells = [line] if kind == "tags" else line.split("\t")
         width = width or len(cells)
-        if len(cells) > len(names) or (kind == "spans" and len(cells) < 2):
+        if not least <= len(cells) <= most:
             faults.add(number, f"has {len(cells)} columns, where {' and '.join(names)} go")
         elif len(cells) != width:
             faults.add(number, f"has {len(cells)} columns, and the first row {width}")
         else:
-            yield Record(number, number - 1, dict(zip(names, cells, strict=False)))
+            values = [cells[0], cells[1:]] if kind == "choices" else cells
+            yield Record(number, number - 1, dict(zip(names, values, strict=False)))
+
+
+def _texts(placed: tuple[int, Example]) -> int:
+    """Count the texts of an example; texts alone and pairs are framed differently, and may stand in one file."""
+    example = placed[1]
+    if isinstance(example, Choice):
+        return len(example.options)
+    return 1 + (isinstance(example, Row) and example.second is not None)
 
 
 def _shares(rows: SpanRows, logits: Tensor, place: int, found: Found) -> tuple[float, float]:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import typer
-from transformers import AutoModelForQuestionAnswering, AutoTokenizer, pipeline
+from transformers import AutoModelForMultipleChoice, AutoModelForQuestionAnswering, AutoTokenizer, pipeline
 
 from layerwright import cli, prediction, vocabulary
 from layerwright.errors import DataError
@@ -20,7 +20,7 @@ from layerwright.handover import save_model
 from layerwright.inference import open_model
 from layerwright.models import FACES, LayerwrightConfig
 from layerwright.prediction import Prediction, Predictor, predict_file
-from layerwright.tasks.examples import Row, Span, Tagged
+from layerwright.tasks.examples import Choice, Row, Span, Tagged
 from layerwright.tasks.finetune import finetune
 from layerwright.tasks.protocols import FinetuneSettings
 
@@ -58,6 +58,11 @@ def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return saved(tmp_path_factory.mktemp("spans"), "spans")
+
+
+@pytest.fixture(scope="module")
+def chooser(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("choices"), "choices")
 
 
 def predictor(folder: Path, **more: Any) -> Predictor:
@@ -106,6 +111,30 @@ def test_numbers_and_labels_apart_are_those_of_the_pipeline(problem: str | None,
             assert one.said == {"value": pytest.approx(wanted[0]["score"], rel=1e-4, abs=1e-5)}
         else:
             assert one.said["probabilities"] == pytest.approx({each["label"]: each["score"] for each in wanted}, abs=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_choices_are_those_of_the_class_of_transformers(chooser: Path, batch: int):
+    model, tokenizer = AutoModelForMultipleChoice.from_pretrained(chooser), AutoTokenizer.from_pretrained(chooser)
+    chance = Random(4)
+    rows = [
+        Choice(str(place), text, tuple(chance.sample(TEXTS, k=2 + place % 3)), None)
+        for place, text in enumerate([*TEXTS, *reversed(TEXTS)])
+    ]
+    used = predictor(chooser, batch=batch)
+    found = list(used.predict(rows))
+    assert [one.key for one in found] == [row.key for row in rows]
+    assert len({one.said["choice"] for one in found}) > 1
+    for one, row in zip(found, rows, strict=True):
+        pairs = ([row.first] * len(row.options), list(row.options))
+        tokens = tokenizer(*pairs, truncation="longest_first", max_length=32, padding=True, return_tensors="pt")
+        with torch.no_grad():
+            wanted = model(**{name: x[None] for name, x in tokens.items()}).logits[0].softmax(-1)
+        assert one.said["probabilities"] == pytest.approx(wanted.tolist(), abs=1e-5)
+        assert one.said["choice"] == int(wanted.argmax())
+        assert one.said["option"] == row.options[one.said["choice"]]
+        assert one.said["probability"] == max(one.said["probabilities"])
+    assert used.cut == sum(max(map(len, (row.first, option))) >= 100 for row in rows for option in row.options)
 
 
 def test_tags_are_those_of_the_pipeline_at_the_first_piece_of_each_word(tagger: Path):
@@ -172,6 +201,12 @@ def learned_rows(kind: str, chance: Random) -> str:
             questions.append({"context": " ".join(words), "qas": [asked]})
         return json.dumps({"data": [{"title": "", "paragraphs": questions}]})
     sentences = [chance.choices(PIECES[:8], k=chance.randint(2, 40)) for _ in range(40)]
+    if kind == "choices":
+        both = [sorted((" ".join(one[:3]), "dog")) for one in sentences]
+        rows = [
+            {"text": " ".join(one), "options": two, "label": two.index("dog")} for one, two in zip(sentences, both, strict=True)
+        ]
+        return "\n".join(map(json.dumps, rows)) + "\n"
     if kind == "tags":
         return "\n\n".join("\n".join(f"{w}\t{'B-who' if w in ('cat', 'dog') else 'O'}" for w in one) for one in sentences) + "\n"
     number = {"classification": lambda one: one[0] in PIECES[:4], "regression": lambda one: f"{one.count('cat'):.1f}"}[kind]
@@ -181,7 +216,13 @@ def learned_rows(kind: str, chance: Random) -> str:
 
 @pytest.mark.parametrize(
     ("kind", "suffix", "epochs"),
-    [("classification", "tsv", 20), ("regression", "tsv", 3), ("tags", "conll", 3), ("spans", "json", 3)],
+    [
+        ("classification", "tsv", 20),
+        ("regression", "tsv", 3),
+        ("choices", "jsonl", 3),
+        ("tags", "conll", 3),
+        ("spans", "json", 3),
+    ],
 )
 def test_what_is_predicted_is_what_was_scored_in_fine_tuning(kind: str, suffix: str, epochs: int, tmp_path: Path):
     model = saved(tmp_path, "backbone")
@@ -194,7 +235,7 @@ def test_what_is_predicted_is_what_was_scored_in_fine_tuning(kind: str, suffix: 
     stored = {one["key"]: one["prediction"] for one in map(json.loads, lines)}
     found = {one.key: one.said for one in predict_file(predictor(tmp_path / "run/model", length=24), files["valid"])}
     assert stored.keys() == found.keys()
-    part = {"classification": "label", "regression": "value", "tags": "tags", "spans": "answer"}[kind]
+    part = {"classification": "label", "regression": "value", "choices": "choice", "tags": "tags", "spans": "answer"}[kind]
     assert len({str(said[part]) for said in found.values()}) > 1
     for key, said in found.items():
         assert said[part] == (pytest.approx(stored[key], abs=1e-4) if kind == "regression" else stored[key])
@@ -233,6 +274,28 @@ def test_words_are_read_from_every_form(tagger: Path):
     objects = '{"words": ["Ann", "runs", "."], "tags": ["wrong"]}\n{"text": "the cat"}\n'
     for name, content in (("rows.conll", conll), ("rows.jsonl", objects), ("rows.tsv", "text\nAnn runs .\nthe cat\n")):
         assert [one.said for one in predicted(tagger, content, name)] == wanted, name
+
+
+def test_choices_are_read_from_every_form(chooser: Path, capsys: Any):
+    wanted = [one.said for one in predicted(chooser, "the cat\truns\ta dog\nred\ta house\tin\n")]
+    assert all(one["option"] in ("runs", "a dog", "a house", "in") for one in wanted)
+    tsv = "idx\tsentence1\tchoice1\tchoice2\tlabel\n7\tthe cat\truns\ta dog\t\n8\tred\ta house\tin\t9\n"
+    found = predicted(chooser, tsv, "rows.tsv")
+    assert ([one.said for one in found], [one.key for one in found]) == (wanted, ["7", "8"])
+    objects = '{"text": "the cat", "options": ["runs", "a dog"], "label": 0}\n{"text": "red", "endings": ["a house", "in"]}\n'
+    assert [one.said for one in predicted(chooser, objects, "rows.jsonl")] == wanted
+    for name, content, reason in (
+        ("rows.txt", "the cat\truns\n", "row 1 has 2 columns, where text and options go"),
+        ("rows.tsv", "text\nthe cat\n", "row 2 needs two options or more"),
+        ("rows.tsv", "text\tsentence2\toption1\toption2\na\tb\tc\td\n", "row 2 has a second text beside its options"),
+    ):
+        with pytest.raises(DataError, match=reason):
+            predicted(chooser, content, name)
+    command("predict", chooser, chooser.parent / "rows.jsonl")
+    header, *rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert header == ["key", "choice", "option", "probability", "probabilities"]
+    assert [row[:3] for row in rows] == [[str(place), str(one["choice"]), one["option"]] for place, one in enumerate(wanted)]
+    assert [float(share) for share in rows[0][4].split()] == pytest.approx(wanted[0]["probabilities"], abs=1e-5)
 
 
 def test_questions_are_read_from_every_form(finder: Path):
@@ -281,7 +344,7 @@ def test_a_header_without_the_text_is_refused(folder: Path):
 
 
 def test_models_and_settings_that_do_not_serve_are_refused(folder: Path, tmp_path: Path):
-    with pytest.raises(ValueError, match=r"has the head 'mlm', and this needs 'classification' or 'tokens' or 'spans'"):
+    with pytest.raises(ValueError, match=r"has the head 'mlm', and this needs 'classification' or 'choices' or"):
         predictor(saved(tmp_path, "mlm"))
     with pytest.raises(ValueError, match=r"length=33, and .* reads rows of 8 to 32 tokens"):
         predictor(folder, length=33)

@@ -258,6 +258,7 @@ def test_choices_from_columns_and_from_lists(tmp_path):
         ({"options": ["c", "d"], "label": "²"}, "has the label '²'"),
         ({"options": ["c", "d"]}, "has no column 'label'"),
         ({"options": ["c", "d\0"], "label": 1}, "holds a NUL"),
+        ({"options": ["c", "d"], "label": 1, "sentence2": "e"}, "has a second text beside its options"),
     ],
 )
 def test_faulty_choices_name_their_row(tmp_path, fields, reason):

@@ -161,21 +161,23 @@ def assemble(records: Iterator[Record], wanted: Wanted, faults: Faults, on_bad_r
     return examples
 
 
-def unlabelled(records: Iterable[Record], kind: Kind, faults: Faults) -> Iterator[tuple[int, Row | Span | Tagged]]:
+def unlabelled(records: Iterable[Record], kind: Kind, faults: Faults) -> Iterator[tuple[int, Row | Choice | Span | Tagged]]:
     """Yield what to predict for, as it is read, with its row; what labels, answers or tags there are is not looked at.
 
-    kind: `spans` needs question and context, `tags` a list of words or a sentence with blanks between them, and any other a
-    text or two; a second text that is empty is none.
+    kind: `spans` needs question and context, `tags` a list of words or a sentence with blanks between them, `choices` a text and
+    its options, and any other a text or two; a second text that is empty is none.
     """
-    names = _names(Wanted(columns=UNLABELLED, labelled=False), None)
+    names = _names(Wanted(columns=UNLABELLED, labelled=False), kind)
 
-    def bare(record: Record) -> Row | Span | Tagged:
+    def bare(record: Record) -> Row | Choice | Span | Tagged:
         record = record._replace(fields={name: value for name, value in record.fields.items() if name not in LABELS})
         if kind == "spans":
             return span(record, labelled=False)
         if kind == "tags" and record.fields.keys() & {"words", "tokens"}:
             return tagged(record)
         draft = _draft(record, names)
+        if kind == "choices":
+            return Choice(draft.key, draft.first, draft.options, None)
         if kind == "tags":
             return Tagged(draft.key, tuple(f"{draft.first} {draft.second}".split()), None)
         return Row(draft.key, draft.first, draft.second or None, None)
@@ -310,6 +312,8 @@ def _draft(record: Record, names: _Names) -> _Draft:
         raise ValueError("holds a NUL or half of a surrogate pair")
     if not (first + second).strip():
         raise ValueError("has no sentence")
+    if options and second:
+        raise ValueError("has a second text beside its options: put both before them, into one")
     return _Draft(record.row, str(key), first, second, options, label.strip(), group)
 
 

@@ -143,7 +143,9 @@ class Reader:
             return [self.row(ids[:room]) for ids in singles], sum(len(ids) > room for ids in singles)
         rows, shortened, room = [], 0, self.room(self.pair)
         for first, second in zip(self.ids(firsts), self.ids(seconds), strict=True):
-            kept = min(len(second), max(room - len(first), room // 2))
+            # Of an odd room the longer one has the odd token, and of two as long the second, as in the library tokenizers.
+            half = room // 2 if len(first) > len(second) else room - room // 2
+            kept = min(len(second), max(room - len(first), half))
             rows.append(self.row(first[: room - kept], second[:kept]))
             shortened += len(first) + len(second) > room
         return rows, shortened
