@@ -3,6 +3,7 @@
 Sizes follow from the text, so `config.json` holds none that could contradict it.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 from textwrap import shorten
@@ -22,10 +23,11 @@ class LayerwrightConfig(PreTrainedConfig):
     head_act: activation in the heads of masked and replaced tokens.  pooler: the model alone also maps the state of the
     first token through a linear map and tanh.  classifier_act: activation of a hidden linear map in the heads that
     classify rows, which have none where this is None; classifier_input_dropout: dropout before that map too.
+    tied_layers: groups of indices of layers that are one by several names, whose weights a file holds once.
 
     Raises:
-        ValueError: the text is not an architecture or one of an absurd size, an activation or a probability is
-            none, or a field names code.
+        ValueError: the text is not an architecture or one of an absurd size, an activation, a probability or a group of layers
+            is none, or a field names code.
     """
 
     model_type = "layerwright"
@@ -39,6 +41,7 @@ class LayerwrightConfig(PreTrainedConfig):
     classifier_act: str | None = None
     classifier_dropout: float | None = None
     classifier_input_dropout: bool = False
+    tied_layers: Sequence[Sequence[int]] | None = None
     pad_token_id: int | None = None
     cls_token_id: int | None = None
     sep_token_id: int | None = None
@@ -53,6 +56,8 @@ class LayerwrightConfig(PreTrainedConfig):
         for name in ("hidden_dropout_prob", "attention_probs_dropout_prob", "classifier_dropout"):
             if getattr(self, name) is not None:
                 check_number(vars(self), name, 1.0)
+        if self.tied_layers is not None:
+            self.tied_layers = _groups(self.tied_layers, self.arch)
         super().__post_init__(**others)  # type: ignore[no-untyped-call]
         if self.id2label and self.label2id is None:
             # transformers leaves it out where labels are named, but some of its pipelines read it.
@@ -102,6 +107,20 @@ def _read(text: object) -> Architecture:
         return _parse(text)
     except ValueError as error:
         raise ValueError(f"`architecture` of the configuration is {shorten(text, 80)!r}: {error}") from None
+
+
+def _groups(groups: object, arch: Architecture) -> list[list[int]]:
+    """Check groups of layers that share their weights, which may come from anyone."""
+    if not isinstance(groups, list | tuple) or not all(isinstance(group, list | tuple) for group in groups):
+        raise ValueError(f"`tied_layers` of the configuration is {repr(groups)[:40]}, and not groups of indices")
+    found = [list(group) for group in groups]
+    members = [place for group in found for place in group]
+    if not all(type(place) is int and 0 <= place < len(arch) for place in members) or len(set(members)) < len(members):
+        raise ValueError(f"`tied_layers` of the configuration names layers twice, or other ones than 0 to {len(arch) - 1}")
+    for group in found:
+        if len({arch.layers[place] for place in group}) != 1 or len(group) < 2:
+            raise ValueError(f"`tied_layers` of the configuration has the group {group}, which is not several equal layers")
+    return [sorted(group) for group in found]
 
 
 @lru_cache(maxsize=64)

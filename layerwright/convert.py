@@ -213,8 +213,10 @@ def _own(given: Source) -> tuple[str, LayerwrightPreTrainedModel, torch.dtype]:
     classes = {face.model.__name__: key for key, face in FACES.items()}
     key, _ = _named(given.settings, classes, FACES["backbone"].model.__name__)
     build = partial(FACES[key].model, config)
+    with torch.device("meta"):
+        bare = build()
     found = stored(given.folder)
-    weights, dtype = read(match_own(shapes_of(build), found), found)
+    weights, dtype = read(match_own(shapes_of(lambda: bare), found, bare.all_tied_weights_keys), found)
     return key, _filled(build(), weights, dtype), dtype
 
 

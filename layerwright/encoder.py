@@ -4,7 +4,7 @@ The names of its weights are those of `Backbone`.
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TypedDict, Unpack
@@ -144,9 +144,22 @@ class LayerwrightModel(LayerwrightPreTrainedModel):
         arch, dropout = config.arch, config.hidden_dropout_prob
         self.embed = Embedding(arch, dropout)
         self.layers = nn.ModuleList(Checkpointed(layer, arch, dropout) for layer in arch.layers)
+        share(self.layers, config.tied_layers or ())
+        self._tied_weights_keys = {
+            f"layers.{place}.{name}": f"layers.{first}.{name}"
+            for first, *others in config.tied_layers or ()
+            for place in others
+            for name in self.layers[first].state_dict()
+        }
         self.norm = last_norm(arch)
         self.pooler = Pooler(arch) if pooled and config.pooler else None
         self.post_init()  # type: ignore[no-untyped-call]
+
+    def get_expanded_tied_weights_keys(self, all_submodels: bool = False) -> dict[str, str]:
+        """Return which weights are others by a second name; transformers asks only models whose embeddings are tied."""
+        if all_submodels:
+            return super().get_expanded_tied_weights_keys(all_submodels=True)
+        return dict(self._tied_weights_keys)
 
     def forward(
         self,
@@ -197,6 +210,13 @@ class LayerwrightModel(LayerwrightPreTrainedModel):
         if self.pooler is not None:
             output = BaseModelOutputWithPooling(last, self.pooler(last), **rest)
         return output if self.wants("return_dict", kwargs) else output.to_tuple()
+
+
+def share(layers: nn.ModuleList, groups: Iterable[Sequence[int]]) -> None:
+    """Make the layers of each group one, the first, by all of their names."""
+    for first, *others in groups:
+        for place in others:
+            layers[place] = layers[first]
 
 
 def _chosen(states: list[Tensor], wanted: bool | Sequence[int]) -> tuple[Tensor | None, ...]:

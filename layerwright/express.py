@@ -88,6 +88,8 @@ def wording(family: Family, key: str, config: LayerwrightConfig) -> Wording:
     """Say a configuration in a family's words; key: which head stands on it."""
     arch = config.arch
     reasons, notes = [*_layer_reasons(family, arch), *_size_reasons(family, arch, config)], []
+    for group in config.tied_layers or ():
+        reasons.append(f"layers {', '.join(map(str, group))}: they share weights, and each layer of {family.name} has its own")
     fields = {} if reasons else _spell(family, config)
     if key not in family.heads:
         return Wording(fields, [*reasons, _no_head(family, key)], [])

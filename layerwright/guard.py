@@ -48,11 +48,15 @@ DTYPES = {
 
 
 class Stored(NamedTuple):
-    """A tensor as the header of its file describes it."""
+    """A tensor as the header of its file describes it.
+
+    start: the byte of the file at which it begins.
+    """
 
     file: Path
     dtype: str
     shape: tuple[int, ...]
+    start: int
 
 
 def check_keys(settings: Mapping[str, Any], where: str) -> None:
@@ -191,7 +195,7 @@ def read_header(path: Path) -> dict[str, Stored]:
         if end - start != prod(shape) * DTYPES[dtype]:
             raise IntegrityError(f"{path} says that {name} is {list(shape)} of {dtype} in {end - start:,} bytes, which is false")
         places.append((start, end, name))
-        tensors[name] = Stored(path, dtype, shape)
+        tensors[name] = Stored(path, dtype, shape, 8 + length + start)
     reached = 0
     for start, end, name in sorted(places):
         if start != reached:

@@ -85,16 +85,17 @@ def match(family: Family, head: Head, wanted: Shapes, found: Mapping[str, Stored
     return places, [f"{', '.join(names)}: {why}" for why, names in dropped.items()]
 
 
-def match_own(wanted: Shapes, found: Mapping[str, Stored]) -> dict[str, str]:
-    """Return where each weight of a model of ours stands in its files: under its own name.
+def match_own(wanted: Shapes, found: Mapping[str, Stored], tied: Mapping[str, str]) -> dict[str, str]:
+    """Return where each weight of a model of ours stands in its files: under its own name, or that of the one it is tied to.
 
     Raises:
         IntegrityError: a weight is missing, too many, of another shape or no float.
     """
-    if extra := sorted(found.keys() - wanted.keys()):
+    places = {name: tied.get(name, name) for name in wanted}
+    if extra := sorted(found.keys() - places.values()):
         raise IntegrityError(f"{found[extra[0]].file} holds {extra[0]}, of which the architecture knows nothing")
-    _check(wanted, found, wanted.keys() - found.keys())
-    return {name: name for name in wanted}
+    _check(wanted, found, places.values() - found.keys())
+    return places
 
 
 def _check(wanted: Shapes, found: Mapping[str, Stored], missing: Iterable[str]) -> None:
