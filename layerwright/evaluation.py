@@ -59,10 +59,20 @@ class EvaluationSettings(BaseModel):
             raise ValueError(f"no protocol {name!r}{nearest(name, PROTOCOLS)}")
         return name
 
-    @field_validator("tasks")
+    @field_validator("tasks", mode="before")
     @classmethod
-    def _by_name(cls, given: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-        return {find(name).name: numbers for name, numbers in given.items()}
+    def _by_name(cls, given: Any) -> Any:
+        """Find tasks by their names, one with a point, SQuAD-v1.1, also where the command line cut it there."""
+        if not isinstance(given, Mapping) or not all(isinstance(numbers, Mapping) for numbers in given.values()):
+            return given
+        whole: dict[str, Any] = {}
+        for name, numbers in given.items():
+            cut = {part: inner for part, inner in numbers.items() if isinstance(inner, Mapping)}
+            for part, inner in cut.items():
+                whole.setdefault(find(f"{name}.{part}").name, {}).update(inner)
+            if rest := {part: value for part, value in numbers.items() if part not in cut}:
+                whole.setdefault(find(name).name, {}).update(rest)
+        return whole
 
 
 class Planned(NamedTuple):

@@ -17,6 +17,7 @@ import torch
 from typer.testing import CliRunner
 
 from layerwright import cli, console, evaluation, presets, scoreboard, submission, vocabulary
+from layerwright import settings as settings_module
 from layerwright.configuration import LayerwrightConfig
 from layerwright.errors import DataError
 from layerwright.evaluation import EvaluationSettings, evaluate, plan
@@ -403,6 +404,15 @@ def test_a_protocol_that_begins_from_another_task_has_this_one_first(tmp_path, s
     assert starts == {"MNLI": None, "CoLA": None, "STS-B": tmp_path / "MNLI/model", "RTE": tmp_path / "MNLI/model"}
     assert [len(one.seeds) for one in planned] == [1, 5, 5, 3]
     assert planned[0].settings.also == ("dev_mismatched", "test")
+
+
+def test_a_task_whose_name_has_a_point_can_be_set_on_the_command_line():
+    given = ["tasks.SQuAD-v1.1.length=192", "tasks.rte.epochs=2", "tasks.squad-v2.0.epochs=1", "tasks.SQuAD-v1.1.epochs=3"]
+    settings = settings_module.read(EvaluationSettings, None, given, suite="all", source="data")
+    assert settings.tasks == {"SQuAD-v1.1": {"length": 192, "epochs": 3}, "RTE": {"epochs": 2}, "SQuAD-v2.0": {"epochs": 1}}
+    for wrong in ("tasks.SQuAD-v1.2.length=192", "tasks.rtr.epochs=1", "tasks.rte=3"):
+        with pytest.raises(ValueError, match=r"1 problem with the settings:\n  tasks"):
+            settings_module.read(EvaluationSettings, None, [wrong], suite="all", source="data")
 
 
 def test_the_time_left_is_that_of_the_whole_suite():

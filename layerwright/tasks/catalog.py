@@ -8,7 +8,7 @@ from typing import Any
 from layerwright.errors import DataError, nearest
 from layerwright.tasks.declarations import TASKS, Task, find
 from layerwright.tasks.examples import Examples, OnBadRow
-from layerwright.tasks.hub import hub_records
+from layerwright.tasks.hub import hub_records, without_numbers
 from layerwright.tasks.official import Shape
 from layerwright.tasks.reading import Wanted, assemble, check_columns, read_file, read_questions, read_words
 from layerwright.tasks.records import Faults, Record, checked, jsonl_records, tsv_records
@@ -91,6 +91,8 @@ def _from_hub(task: Task, split: str, named: str, wanted: Wanted, on_bad_row: On
         records = _shaped(records, task.shape, faults)
     else:
         check_columns(wanted, faults, columns)
+    if task.between and not wanted.labelled:
+        records = without_numbers(records, wanted.columns["label"])
     return assemble(records, wanted, faults, on_bad_row)
 
 
