@@ -6,6 +6,8 @@ so no cycle is possible.
 
 import ast
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -197,7 +199,17 @@ def test_an_exported_name_exists_and_says_what_it_is(name: str):
 
 
 def test_the_exported_names_are_exactly_the_public_ones():
-    submodules = {file.partition("/")[0].removesuffix(".py") for file in FILES}
-    public = {name for name in vars(layerwright) if not name.startswith("_")} - submodules
+    tree_of_names = next(node for node in tree("__init__.py").body if isinstance(node, ast.If))
+    told = {alias.name: node.module for node in tree_of_names.body for alias in node.names}
     assert layerwright.__all__, "nothing is exported"
-    assert public == {name for name in layerwright.__all__ if not name.startswith("_")} - submodules
+    assert sorted(layerwright.__all__) == sorted(told)
+    assert told == layerwright._FILES
+    submodules = {file.partition("/")[0].removesuffix(".py") for file in FILES}
+    ours = {name for name, value in vars(layerwright).items() if not name.startswith("_")} - submodules
+    assert ours - set(told) == {"TYPE_CHECKING", "Any", "ModuleType", "Path", "import_module", "sys"}
+
+
+def test_a_name_is_what_it_says_although_a_file_has_it_too():
+    code = "import layerwright.train, layerwright.pretrain, layerwright; print(layerwright.train, layerwright.pretrain)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert re.fullmatch(r"<function train at \w+> <function pretrain at \w+>\n", said)

@@ -25,12 +25,28 @@ import typer
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from layerwright import PRESETS, Architecture, cli, cli_models, cli_predict, cli_scores, cli_suites, cost
+from layerwright import (
+    PRESETS,
+    Architecture,
+    cli,
+    cli_corpus,
+    cli_demo,
+    cli_finetune,
+    cli_models,
+    cli_predict,
+    cli_pretrain,
+    cli_report,
+    cli_scores,
+    cli_search,
+    cli_suites,
+    cost,
+)
 from layerwright.convert import Conversion
 from layerwright.corpus import Corpus, CorpusSettings
 from layerwright.errors import EXIT_CODES
 from layerwright.evaluation import EvaluationSettings
 from layerwright.export import Export
+from layerwright.options import setting_names
 from layerwright.pretrain import PretrainSettings
 from layerwright.registry import KINDS
 from layerwright.runtime import Latency
@@ -115,14 +131,14 @@ def done(monkeypatch: pytest.MonkeyPatch, tiny_corpus: Corpus) -> list[str]:
 
         monkeypatch.setattr(module, name, noted)
 
-    replace(cli, "build", tiny_corpus)
-    replace(cli, "pretrain", None, lambda settings, out: settings.space())
-    replace(cli, "outlook", [], lambda settings: settings.space())
-    replace(cli, "finetune", None)
-    replace(cli.search, "search", None, lambda settings, out: settings.candidates())
-    replace(cli.search, "outlook", [], lambda settings: settings.candidates())
-    replace(cli.report, "write", Path("report.html"))
-    replace(cli.demo, "demo", None)
+    replace(cli_corpus, "build", tiny_corpus)
+    replace(cli_pretrain, "pretrain", None, lambda settings, out: settings.space())
+    replace(cli_pretrain, "outlook", [], lambda settings: settings.space())
+    replace(cli_finetune, "finetune", None)
+    replace(cli_search.search, "search", None, lambda settings, out: settings.candidates())
+    replace(cli_search.search, "outlook", [], lambda settings: settings.candidates())
+    replace(cli_report.report, "write", Path("report.html"))
+    replace(cli_demo.demo, "demo", None)
     arch = Architecture.parse("64: attn ffn")
     replace(cli_models, "export", Export(Path("graph"), (), (), 0.0, (), (Latency((1, 16), {}),)))
     for module in (cli_scores, cli_predict):
@@ -195,7 +211,7 @@ def test_every_setting_stands_in_a_table():
     listed = {kind for _, kind, _ in tables()}
     assert listed == set(SETTINGS.values())
     for page, kind, rows in tables():
-        names = cli._names(kind)
+        names = setting_names(kind)
         assert [row for row in rows if not any(name == row or name.startswith(f"{row}.") for name in names)] == [], page
         assert [name for name in names if not any(name == row or name.startswith(f"{row}.") for row in rows)] == [], page
 
