@@ -188,6 +188,8 @@ def read_layer(text: str, word: Word, width: int) -> Layer:
         return Layer(word.kind, word.options).at(width)
     except OptionError as error:
         place = word.places.get(error.key, word.place) if error.key else word.place
+        if error.key in word.values and error.at is not None:
+            place = word.values[error.key] + error.at
         raise TextError(str(error), text, place) from None
 
 

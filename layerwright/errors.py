@@ -5,7 +5,23 @@ message names the thing at fault, and `nearest` adds what was probably meant.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
+
+
+class TextError(ValueError):
+    """A text cannot be read; the message shows the text with a caret under the place.
+
+    fault: the message alone.  place: where in the text the caret stands.
+    """
+
+    def __init__(self, fault: str, text: str, place: int):
+        line = re.sub(r"\s", " ", text)
+        start = max(0, place - 60)
+        shown = ("..." if start else "") + line[start : place + 60] + ("..." if place + 60 < len(line) else "")
+        under = place - start + (3 if start else 0)
+        super().__init__(f"{fault}\n    {shown}\n    {' ' * under}^")
+        self.fault, self.place = fault, place
 
 
 class DataError(ValueError):

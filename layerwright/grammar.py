@@ -6,7 +6,8 @@
     group  = "(" item+ ")"
     choice = "{" item* ("|" item*)* "}"          a space leaves this open
     layer  = name ["[" key "=" value ("|" value)* ("," ...)* "]"]
-    value  = number | word | 'quoted text'
+    value  = number | word | 'quoted text' | call | "*" [integer]     the last leaves the value open
+    call   = word "(" balanced brackets ")"      such as a formula, taken as it stands
 
 Every item becomes one slot: a list of alternatives, each a list of words.  An architecture is a text whose every
 slot has a single alternative.  Reading goes through `parse`, writing through `fold` and `spell`.
@@ -18,6 +19,7 @@ from itertools import product
 from math import prod
 from typing import NamedTuple
 
+from .errors import TextError as TextError
 from .registry import Value
 
 # Beyond these lies a slip of the keyboard: layers of a text, repeats and choices multiplied out; brackets in brackets; digits.
@@ -25,29 +27,21 @@ MOST, DEEPEST, LONGEST = 100_000, 30, 40
 
 _TOKEN = re.compile(
     r"\s*(?:(?P<repeat>[0-9]+x)(?=[\s({A-Za-z])|(?P<number>-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?)(?![A-Za-z0-9_])"
-    r"|(?P<name>[A-Za-z][A-Za-z0-9_]*)|'(?P<quoted>[^'\n]*)'|(?P<mark>[:=()\[\]{}|,]))"
+    r"|(?P<name>[A-Za-z][A-Za-z0-9_]*)|'(?P<quoted>[^'\n]*)'|(?P<open>\*[0-9]{0,4})(?![0-9])|(?P<mark>[:=()\[\]{}|,]))"
 )
-_PLAIN = re.compile(r"[a-z][a-z0-9_]*")
-
-
-class TextError(ValueError):
-    """A text cannot be read; the message shows the text with a caret under the place."""
-
-    def __init__(self, message: str, text: str, place: int):
-        line = re.sub(r"\s", " ", text)
-        start = max(0, place - 60)
-        shown = ("..." if start else "") + line[start : place + 60] + ("..." if place + 60 < len(line) else "")
-        under = place - start + (3 if start else 0)
-        super().__init__(f"{message}\n    {shown}\n    {' ' * under}^")
+_PLAIN = re.compile(r"[a-z][a-z0-9_]*|\*[0-9]{0,4}")
+_CLOSING = re.compile(r"[()=:\[\]{}|']")
+_CALL = re.compile(r"[a-z][a-z0-9_]*\([a-z0-9_(),]*\)")
 
 
 class Word(NamedTuple):
-    """A layer as written: its kind, its options, and where in the text it and each option stand."""
+    """A layer as written: its kind, its options, and where in the text it, each option and each value stand."""
 
     kind: str
     options: tuple[tuple[str, Value], ...]
     place: int
     places: dict[str, int]
+    values: dict[str, int]
 
 
 Slot = list[list[Word]]
@@ -71,7 +65,7 @@ def parse(text: str) -> Parsed:
 
 
 def spell(value: Value) -> str:
-    """Return the text of a value: words bare, other strings in quotes.
+    """Return the text of a value: words and calls bare, other strings in quotes.
 
     Raises:
         ValueError: a string that holds a quote.
@@ -79,8 +73,21 @@ def spell(value: Value) -> str:
     if isinstance(value, str):
         if "'" in value or "\n" in value:
             raise ValueError(f"a value cannot hold a quote or a line break: {value!r}")
-        return value if _PLAIN.fullmatch(value) else f"'{value}'"
+        bare = _PLAIN.fullmatch(value) or (_CALL.fullmatch(value) and _closes(value, value.index("(")) == len(value))
+        return value if bare else f"'{value}'"
     return repr(value)
+
+
+def _closes(text: str, place: int) -> int:
+    """Return the place behind the bracket that closes the one at a place; 0 where none does, or a mark of ours comes before."""
+    depth = 0
+    for found in _CLOSING.finditer(text, place):
+        if found[0] not in "()":
+            return 0
+        depth += 1 if found[0] == "(" else -1
+        if depth == 0:
+            return found.end()
+    return 0
 
 
 def spell_layer(kind: str, options: Iterable[tuple[str, Value]]) -> str:
@@ -136,20 +143,30 @@ class _Reader:
         self.at = 0
 
     def split(self) -> Iterable[_Token]:
-        place, end, depth = 0, len(self.text.rstrip()), 0
+        place, end, depth, inside = 0, len(self.text.rstrip()), 0, False
         while place < end:
             found = _TOKEN.match(self.text, place)
             if not found or found.lastgroup is None:
                 raise self.stray(place)
             token = _Token(found.lastgroup, found[found.lastgroup], found.start(found.lastgroup))
+            place = found.end()
+            if token.sort == "name" and inside and self.text[place : place + 1] == "(":
+                token, place = self.call(token, place)
             if token.sort == "mark":
+                inside = token.word == "[" or (inside and token.word != "]")
                 depth += (token.word in "({") - (token.word in ")}")
             if depth > DEEPEST:
                 raise TextError(f"brackets more than {DEEPEST} deep", self.text, token.place)
             if token.sort in ("repeat", "number") and len(token.word) > LONGEST:
                 raise TextError("a number of too many digits", self.text, token.place)
             yield token
-            place = found.end()
+
+    def call(self, name: _Token, place: int) -> tuple[_Token, int]:
+        """Return a name with the brackets that begin at a place as one token, and the place behind it."""
+        end = _closes(self.text, place)
+        if not end:
+            raise TextError("a bracket that does not close", self.text, place)
+        return _Token("call", re.sub(r"\s", " ", self.text[name.place : end]), name.place), end
 
     def stray(self, place: int) -> TextError:
         """Return the error for what is no token."""
@@ -179,13 +196,13 @@ class _Reader:
         places: dict[str, int] = {}
         if self.peek().sort == "number":
             places["width"] = self.peek().place
-            settings["width"] = self.value()
+            settings["width"], _ = self.value()
             while not self.next_is(":"):
                 key = self.take("name", what="a setting, or ':' before the layers")
                 self.take("=", what="'=' (a setting, such as embed=128; the layers come after ':')")
                 if key.word in settings:
                     raise TextError(f"'{key.word}' is set twice", self.text, key.place)
-                settings[key.word], places[key.word] = self.value(), key.place
+                (settings[key.word], _), places[key.word] = self.value(), key.place
             self.take(":")
         slots = self.items()
         if self.peek().sort != "end":
@@ -239,7 +256,7 @@ class _Reader:
 
     def layer(self) -> Slot:
         name = self.take("name", what="a layer")
-        options: dict[str, list[Value]] = {}
+        options: dict[str, list[tuple[Value, int]]] = {}
         places: dict[str, int] = {}
         if self.next_is("["):
             self.take("[")
@@ -255,11 +272,16 @@ class _Reader:
                 if self.take(",", "]").word == "]":
                     break
         self.limit(prod(len(values) for values in options.values()), name.place)
-        settled = product(*options.values())
-        return [[Word(name.word, tuple(zip(options, values, strict=True)), name.place, places)] for values in settled]
+        return [[self.word(name, places, dict(zip(options, chosen, strict=True)))] for chosen in product(*options.values())]
 
-    def value(self) -> Value:
-        token = self.take("number", "name", "quoted", what="a value")
+    def word(self, name: _Token, places: dict[str, int], chosen: dict[str, tuple[Value, int]]) -> Word:
+        """Return a layer, given one value for each option and where it stands."""
+        options = tuple((key, value) for key, (value, _) in chosen.items())
+        return Word(name.word, options, name.place, places, {key: place for key, (_, place) in chosen.items()})
+
+    def value(self) -> tuple[Value, int]:
+        """Read a value, and return where it stands."""
+        token = self.take("number", "name", "quoted", "call", "open", what="a value")
         if token.sort != "number":
-            return token.word
-        return float(token.word) if re.search(r"[.e]", token.word) else int(token.word)
+            return token.word, token.place
+        return float(token.word) if re.search(r"[.e]", token.word) else int(token.word), token.place

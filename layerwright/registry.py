@@ -7,7 +7,8 @@ option names, their types and their defaults.  A default may be a function of th
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeVar
+from random import Random
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from .errors import nearest
 
@@ -18,21 +19,57 @@ Default = Value | Callable[[int], Value]
 Module = TypeVar("Module", bound=type)
 
 
+class Domain(Protocol):
+    """The values of an option that a text leaves open, such as all formulas of at most 8 operations.
+
+    Its values can be compared, and `str` gives the text of one; so does `str` of the domain.
+    """
+
+    def read(self, text: str) -> Any:
+        """Read a value."""
+
+    def __contains__(self, value: Any) -> bool: ...
+
+    @property
+    def size(self) -> int:
+        """How many values there are, at least roughly."""
+
+    @property
+    def usual(self) -> Any:
+        """A value that is surely in it."""
+
+    def key(self, value: Any) -> str:
+        """Return what is the same for values that mean the same."""
+
+    def sample(self, rng: Random) -> Any:
+        """Draw a value."""
+
+    def mutate(self, value: Any, rng: Random) -> Any:
+        """Return another value that is much like one."""
+
+    def cross(self, first: Any, second: Any, rng: Random) -> Any:
+        """Return a value with something of both."""
+
+
 class Kind(NamedTuple):
-    """One kind of layer, as declared."""
+    """One kind of layer, as declared; `open` makes the domains of the options that can be left open from their texts."""
 
     name: str
     module: type[Any]
     defaults: Mapping[str, Default]
-    check: Callable[..., None] | None
+    check: Callable[..., Mapping[str, Value] | None] | None
+    open: Mapping[str, Callable[[str], Domain]]
 
 
 class OptionError(ValueError):
-    """An option of a layer is unknown or has a value it cannot have; `key` is its name, if one is to blame."""
+    """An option of a layer is unknown or has a value it cannot have.
 
-    def __init__(self, message: str, key: str | None = None):
+    key: its name, if one is to blame.  at: where in its value, if one place is.
+    """
+
+    def __init__(self, message: str, key: str | None = None, at: int | None = None):
         super().__init__(message)
-        self.key = key
+        self.key, self.at = key, at
 
 
 KINDS: dict[str, Kind] = {}
@@ -43,7 +80,8 @@ def layer(name: str, **defaults: Default) -> Callable[[Module], Module]:
 
     The class takes exactly `(width, <options>)` and obeys the layer contract (`layerwright.layers`).  A static
     method `check(width, <options>)` of the class, if there is one, raises ValueError for values that do not fit (an
-    OptionError names the option to blame).
+    OptionError names the option to blame), and may return options to be spelled otherwise: the one text of several that
+    mean the same.  An attribute `open` of the class, if there is one, makes of the text `*...` of an option its domain.
 
     Raises:
         TypeError: the constructor's parameters differ from the declared options, or no text can spell the name or a default.
@@ -62,7 +100,7 @@ def layer(name: str, **defaults: Default) -> Callable[[Module], Module]:
             raise TypeError(f"{module.__name__} takes {takes}, but '{name}' declares {['width', *defaults]}")
         if name in KINDS:
             raise ValueError(f"layer kind '{name}' is already registered by {KINDS[name].module.__name__}")
-        KINDS[name] = Kind(name, module, defaults, getattr(module, "check", None))
+        KINDS[name] = Kind(name, module, defaults, getattr(module, "check", None), getattr(module, "open", {}))
         return module
 
     return register
@@ -93,10 +131,24 @@ def complete(name: str, width: int, given: Mapping[str, Value]) -> dict[str, Val
     check = KINDS[name].check
     if check is not None:
         try:
-            check(width, **options)
+            options |= check(width, **options) or {}
         except ValueError as error:
-            raise OptionError(f"{name}: {error}", getattr(error, "key", None)) from None
+            raise OptionError(f"{name}: {error}", getattr(error, "key", None), getattr(error, "at", None)) from None
     return options
+
+
+def left_open(name: str, key: str, value: Value) -> Domain | None:
+    """Return the domain that the value of an option leaves open; None where it is one value.
+
+    Raises:
+        OptionError: it is written wrongly.
+    """
+    if not (isinstance(value, str) and value.startswith("*") and name in KINDS and key in KINDS[name].open):
+        return None
+    try:
+        return KINDS[name].open[key](value)
+    except ValueError as error:
+        raise OptionError(f"{name}: {error}", key) from None
 
 
 def _fitting(name: str, key: str, value: Value, base: Value) -> Value:

@@ -134,7 +134,12 @@ class OptunaSampler:
             raise ValueError(f"optuna:{name}: {error}") from error
 
     def __call__(self, space: Space, history: Sequence[Trial], rng: Random) -> Architecture:
-        """Propose what the sampler suggests after these trials."""
+        """Propose what the sampler suggests after these trials.
+
+        Raises: ValueError for a space that leaves values open, which a sampler would not see.
+        """
+        if space.values_open:
+            raise ValueError(f"samplers of Optuna cannot search values left open; take random, evolution or aging for {space}")
         sampler = self._sampler(rng.getrandbits(32))
         with quiet_optuna():
             study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), sampler=sampler, direction="maximize")
@@ -228,16 +233,16 @@ def propose(
     seed: int | str = 0,
     allowed: Callable[[Architecture], bool] = lambda arch: True,
 ) -> Architecture | None:
-    """Propose an allowed architecture that is not in the history, or None when none was found.
+    """Propose an allowed architecture that is not in the history, nor computes what one there does; None if none was found.
 
     A function of its arguments: attempt k at trial n draws from Random("seed/n/k"). After `DRAWS` attempts of the strategy
     come `RANDOM_DRAWS` uniform ones, because a strategy that has converged proposes what it knows.
     """
-    known = {trial.arch for trial in history}
+    known = {space.key(trial.arch) for trial in history}
     for attempt in range(DRAWS + RANDOM_DRAWS):
         rng = Random(f"{seed}/{len(history)}/{attempt}")
         arch = strategy(space, history, rng) if attempt < DRAWS else space.sample(rng)
-        if arch not in known and allowed(arch):
+        if space.key(arch) not in known and allowed(arch):
             return arch
     return None
 

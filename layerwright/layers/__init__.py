@@ -12,5 +12,16 @@ from .attention import SelfAttention
 from .context import Context
 from .convolution import DynamicConvolution, MixedAttention, SpanConvolution
 from .feedforward import FeedForward
+from .formula import FormulaAttention
+from .lightweight import LightweightConvolution
 
-__all__ = ["Context", "DynamicConvolution", "FeedForward", "MixedAttention", "SelfAttention", "SpanConvolution"]
+__all__ = [
+    "Context",
+    "DynamicConvolution",
+    "FeedForward",
+    "FormulaAttention",
+    "LightweightConvolution",
+    "MixedAttention",
+    "SelfAttention",
+    "SpanConvolution",
+]
