@@ -60,6 +60,21 @@ def save_model(
 ) -> None:
     """Write a sealed model folder, replacing an old one; it has its name only once it is whole.
 
+    The rest is as in `write_model`.
+    """
+    write_model(folder, model.save_pretrained, tokenizer=tokenizer, card=card, check=check)
+
+
+def write_model(
+    folder: Path,
+    write: Callable[[Path], object],
+    *,
+    tokenizer: Path | None = None,
+    card: str = "",
+    check: Callable[[Path], object] | None = None,
+) -> None:
+    """Write a sealed model folder, whose configuration and weights `write` puts into it while it is unfinished.
+
     tokenizer: a folder to copy the tokenizer's files from.  card: text of README.md.  check: called with the folder while
     it is unfinished; what it raises leaves nothing behind.
 
@@ -75,7 +90,7 @@ def save_model(
         raise FileExistsError(f"{folder} exists and is not a model folder")
     try:
         with appearing(folder) as unfinished:
-            model.save_pretrained(unfinished)
+            write(unfinished)
             for path in files:
                 shutil.copyfile(path, unfinished / path.name)
             if card:

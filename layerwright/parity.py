@@ -34,16 +34,16 @@ def tokens(model: LayerwrightPreTrainedModel, pad: int | None, length: int, chan
 
 
 @torch.no_grad()
-def gap(theirs: PreTrainedModel, ours: LayerwrightPreTrainedModel) -> float:
+def gap(theirs: PreTrainedModel, ours: LayerwrightPreTrainedModel, most: int = LONGEST) -> float:
     """Return the largest difference between a model of transformers and ours, both in float32 and evaluation.
 
-    Compared are the states before the first block, after each block, and all logits, over several lengths.
+    Compared are the states before the first block, after each block, and all logits, over several lengths, to `most` tokens.
 
     Raises:
         IntegrityError: it is beyond `TOLERANCE`, or not a number; with the place.
     """
     chance, worst = torch.Generator().manual_seed(0), 0.0
-    for length in lengths(ours.config.arch.positions):
+    for length in lengths(min(most, ours.config.arch.positions)):
         batch = tokens(ours, theirs.config.pad_token_id, length, chance)
         found, wanted = (model(**batch, output_hidden_states=True, return_dict=True) for model in (ours, theirs))
         for place, distance in _distances(found, wanted).items():
