@@ -212,7 +212,7 @@ def _tokens(folder: Path, text: Path, model: LayerwrightPreTrainedModel) -> list
         raise DataError(f"{text} is not UTF-8 text: {error}") from None
     if not lines:
         raise DataError(f"{text} has no line of text")
-    tokenizer, _ = open_tokenizer(folder, model.config.arch.vocab)
+    tokenizer, _ = open_tokenizer(folder, model.config)
     tokenizer.enable_truncation(min(LONGEST, model.config.arch.positions))
     return [encoding.ids for encoding in tokenizer.encode_batch(lines)]
 

@@ -10,6 +10,7 @@ from transformers import AutoTokenizer
 
 from . import vocabulary
 from .checkpoint import MANIFEST, verify_folder
+from .configuration import LayerwrightConfig
 from .errors import DataError, IntegrityError, nearest
 from .guard import read_json
 from .models import FACES, LayerwrightPreTrainedModel
@@ -46,13 +47,11 @@ def open_folder(folder: Path) -> LayerwrightPreTrainedModel:
     return found
 
 
-def open_tokenizer(folder: Path, vocab: int) -> tuple[Tokenizer, dict[str, int | None]]:
+def open_tokenizer(folder: Path, config: LayerwrightConfig) -> tuple[Tokenizer, dict[str, int | None]]:
     """Load the tokenizer of a folder, which neither cuts nor pads, and the ids of its pad, cls, sep and mask tokens.
 
-    vocab: how many tokens the model has embeddings for.
-
     Raises:
-        DataError: it is missing, cannot be used, or has more tokens.
+        DataError: it is missing, cannot be used, or has more tokens or other special ones than the model of this configuration.
     """
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
         raise DataError(f"there is no tokenizer {folder / 'tokenizer.json'}")
@@ -63,8 +62,30 @@ def open_tokenizer(folder: Path, vocab: int) -> tuple[Tokenizer, dict[str, int |
     tokenizer = getattr(loaded, "backend_tokenizer", None)
     if not isinstance(tokenizer, Tokenizer):
         raise DataError(f"{folder} has a tokenizer that the library tokenizers does not know")
-    if (size := vocabulary.size(tokenizer)) > vocab:
+    if (size := vocabulary.size(tokenizer)) > (vocab := config.arch.vocab):
         raise DataError(f"the tokenizer of {folder} has {size:,} tokens, and the model embeddings for {vocab:,}")
+    ids = {name: getattr(loaded, f"{name}_token_id", None) for name in ("pad", "cls", "sep", "mask")}
+    for name in ("pad", "cls", "sep"):
+        if None not in (learned := getattr(config, f"{name}_token_id"), ids[name]) and learned != ids[name]:
+            raise DataError(f"the tokenizer of {folder} has the {name} token {ids[name]}, and the model learned with {learned}")
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    return tokenizer, {name: getattr(loaded, f"{name}_token_id", None) for name in ("pad", "cls", "sep", "mask")}
+    return tokenizer, ids
+
+
+def class_names(folder: Path, config: LayerwrightConfig) -> tuple[str, ...]:
+    """Return the names of the classes of a model in order.
+
+    Raises:
+        DataError: id2label has gaps, or label2id says otherwise.
+    """
+    names: dict[Any, str] = dict(config.id2label or {})
+    if sorted(names) != list(range(len(names))):
+        raise DataError(f"{folder / 'config.json'} has an id2label whose numbers are not 0 to {len(names) - 1}")
+    for name, number in (config.label2id or {}).items():
+        if names.get(number) != name:
+            said = f"class {number} is {names[number]!r}" if number in names else f"there is no class {number}"
+            raise DataError(
+                f"{folder / 'config.json'} contradicts itself: by label2id {name!r} is class {number}, by id2label {said}"
+            )
+    return tuple(names[number] for number in sorted(names))

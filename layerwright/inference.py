@@ -96,14 +96,14 @@ def open_model(folder: Path, heads: Sequence[str], *, precision: Precision = "fl
     Raises:
         ValueError: it is none, or has another head, or an unknown precision.
         IntegrityError: it is torn or altered.
-        DataError: the tokenizer is missing, cannot be used, or has more tokens than the model.
+        DataError: the tokenizer is missing, cannot be used, or does not fit the model.
     """
     check_choice("precision", precision, PRECISIONS)
     model = open_folder(folder)
     head = next(name for name, face in FACES.items() if face.model is type(model))
     if head not in heads:
         raise ValueError(f"{folder} has the head '{head}', and this needs {' or '.join(repr(name) for name in heads)}")
-    tokenizer, ids = open_tokenizer(folder, model.config.arch.vocab)
+    tokenizer, ids = open_tokenizer(folder, model.config)
     special = {name: number for name, number in ids.items() if number is not None}
     if torch.accelerator.is_available():
         model = model.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]

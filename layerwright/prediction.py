@@ -18,6 +18,7 @@ from torch import Tensor
 from .batches import Batch
 from .console import warn
 from .errors import DataError
+from .folders import class_names
 from .inference import BATCH, Opened, check_choice, windows
 from .tasks.choices import ChoiceForm
 from .tasks.conll import sentences
@@ -74,8 +75,8 @@ class Predictor:
         config = opened.model.config
         self.opened, self.batch, self.kind, self.cut = opened, batch, KINDS[opened.head], 0
         self.problem = config.problem_type
-        names: dict[Any, str] = dict(config.id2label or {})
-        self.labels = tuple(names[number] for number in sorted(names))
+        self.labels = class_names(opened.folder, config)
+        self.pairs: bool | None = getattr(config, "text_pairs", None)  # None: it does not say
         self.reader = Reader.of(
             opened.tokenizer,
             pad=opened.special.get("pad", 0),
@@ -188,11 +189,11 @@ class Predictor:
         return torch.stack([found.start_logits, found.end_logits], -1) if self.kind == "spans" else torch.as_tensor(found.logits)
 
 
-def read_rows(source: Path, kind: Kind, form: str, faults: Faults) -> Iterator[tuple[int, Example]]:
+def read_rows(source: Path, kind: Kind, form: str, faults: Faults, *, pairs: bool | None = None) -> Iterator[tuple[int, Example]]:
     """Yield the rows of a file or a pipe as they are read, each with its number; what cannot be used becomes a fault.
 
     form: `lines`, a text each, or two with a tab between (question and context), or a text and its options; `tsv` and `jsonl`
-    as tables for fine-tuning are, without need of labels; `conll` words, `squad` questions.
+    as tables for fine-tuning are, without need of labels; `conll` words, `squad` questions.  pairs: whether rows hold two texts.
 
     Raises:
         ValueError: an unknown form, or one that does not suit what is predicted.
@@ -206,7 +207,8 @@ def read_rows(source: Path, kind: Kind, form: str, faults: Faults) -> Iterator[t
     elif form == "squad":
         yield from questions(source, faults, labelled=False)
     else:
-        yield from unlabelled(_records(source, kind, form, faults), kind, faults)
+        wanted = Wanted(kind, columns=UNLABELLED, labelled=False, pairs=bool(pairs))
+        yield from unlabelled(_records(source, wanted, form, faults), wanted, faults, single=pairs is False)
 
 
 def form_of(source: Path) -> str:
@@ -237,7 +239,7 @@ def predict_file(
 
     def sound() -> Iterator[Example]:
         nonlocal skipped
-        rows = read_rows(path, predictor.kind, form, faults)
+        rows = read_rows(path, predictor.kind, form, faults, pairs=predictor.pairs)
         while True:
             try:
                 row = next(rows, None)
@@ -291,13 +293,13 @@ def as_cells(prediction: Prediction) -> list[str]:
     return [" ".join(cell.split()) for cell in cells]
 
 
-def _records(source: Path, kind: Kind, form: str, faults: Faults) -> Iterator[Record]:
+def _records(source: Path, wanted: Wanted, form: str, faults: Faults) -> Iterator[Record]:
     """Yield the rows of lines, of a table or of objects under the names that fine-tuning knows."""
     if form == "jsonl":
         return jsonl_records(source, faults)
     if form == "tsv":
-        return tsv_records(source, faults, partial(check_columns, Wanted(kind, columns=UNLABELLED, labelled=False), faults))
-    return _from_lines(source, kind, faults)
+        return tsv_records(source, faults, partial(check_columns, wanted, faults))
+    return _from_lines(source, wanted.kind or "classification", faults)
 
 
 def _from_lines(source: Path, kind: Kind, faults: Faults) -> Iterator[Record]:

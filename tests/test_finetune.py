@@ -276,6 +276,36 @@ def test_model_folders_that_cannot_be_used_are_refused(tmp_path, model):
     refused(torn, "cannot be loaded", 4)
 
 
+def test_models_that_contradict_the_task_or_their_tokenizer_are_refused(tmp_path, model):
+    settings = settings_for(tmp_path, epochs=1, seeds=1)
+    labels = finetune(model, tmp_path / "first", settings).labels
+    assert len(labels) == 2
+
+    def refused(message: str, **changed: object) -> None:
+        folder = shutil.copytree(tmp_path / "first/model", tmp_path / "changed")
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | changed))
+        (folder / "manifest.json").unlink()
+        with pytest.raises(DataError, match=message):
+            finetune(folder, tmp_path / "run", settings)
+        assert not (tmp_path / "run").exists()
+        shutil.rmtree(folder)
+
+    turned = {"id2label": dict(enumerate(reversed(labels))), "label2id": dict(zip(reversed(labels), range(2), strict=True))}
+    refused(rf"changed contradicts .*train.tsv: its class 0 is '{labels[1]}', and that of the task '{labels[0]}'", **turned)
+    louder = {str(place): name.upper() for place, name in turned["id2label"].items()}
+    refused("contradicts", id2label=louder, label2id={name: int(place) for place, name in louder.items()})
+    refused("contradicts itself: by label2id .* is class 0, by id2label class 0 is", id2label=turned["id2label"])
+    refused("id2label whose numbers are not 0 to 1", id2label={"0": "a", "2": "b"}, label2id={"a": 0, "b": 2})
+    refused(r"tokenizer of .* has the sep token \d+, and the model learned with 9", sep_token_id=9)
+    other = {"id2label": {"0": "rain", "1": "sun"}, "label2id": {"rain": 0, "sun": 1}}  # of another task: learned anew
+    folder = tmp_path / "first/model"
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | other))
+    (folder / "manifest.json").unlink()
+    assert finetune(folder, tmp_path / "run", settings).labels == labels
+
+
 def test_a_run_folder_of_other_settings_or_tables_is_refused(tmp_path, model):
     settings = settings_for(tmp_path, epochs=1, seeds=1)
     finetune(model, tmp_path / "run", settings)

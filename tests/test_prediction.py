@@ -268,6 +268,24 @@ def test_the_forms_of_rows_say_the_same(folder: Path):
     assert alone[0].said == next(predictor(folder).predict(texts("the cat"))).said
 
 
+def test_a_model_of_pairs_wants_pairs_and_one_of_texts_texts(tmp_path: Path):
+    pairs = saved(tmp_path, "classification", "pairs", text_pairs=True, **CLASSES)
+    wanted = [one.said for one in predictor(pairs).predict(texts(("the cat", "a dog"), ("red", "")))]
+    for name, content in (
+        ("rows.txt", "the cat\ta dog\nred\t\n"),
+        ("rows.tsv", "text\tsentence2\nthe cat\ta dog\nred\t\n"),
+        ("rows.jsonl", '{"text": "the cat", "text_b": "a dog"}\n{"text": "red", "text_b": ""}\n'),
+    ):
+        assert [one.said for one in predicted(pairs, content, name)] == wanted, name
+    for name, content in (("rows.txt", "cat\n"), ("rows.tsv", "question\tsentence\ta\nb\n"), ("rows.jsonl", '{"text": "a"}\n')):
+        with pytest.raises(DataError, match="row 1 has no column 'sentence2'"):
+            predicted(pairs, content, name)
+    single = saved(tmp_path, "classification", "single", text_pairs=False, **CLASSES)
+    assert len(predicted(single, "sentence1\tsentence2\nred\t\n", "rows.tsv")) == 1
+    with pytest.raises(DataError, match="row 2 has two texts, and the model has learned from one"):
+        predicted(single, "red\t\nred\thouse\n")
+
+
 def test_words_are_read_from_every_form(tagger: Path):
     wanted = [one.said for one in predicted(tagger, "Ann  runs .\nthe cat\n")]
     conll = "Ann\tB-who\nruns\tO\n.\tO\n\nthe\tI-nonsense\ncat\tO\n"

@@ -17,6 +17,8 @@ from layerwright.tasks.examples import Examples, Row
 from layerwright.tasks.lessons import HeadObjective, HeadShape
 from layerwright.tasks.rows import Reader, Rows
 
+REGRESSION = {"problem_type": "regression", "num_labels": 1}
+
 
 class Classification(HeadObjective):
     """Predict the label of a row from the state of its first token: one of several classes, or with one class a number."""
@@ -38,15 +40,16 @@ class ClassForm:
     labels: tuple[str, ...]
     centre: float = 0.0
     spread: float = 1.0
+    pairs: bool = False
     head: str = "classification"
 
     @classmethod
     def of(cls, reader: Reader, learned: Examples[Row]) -> "ClassForm":
         """Return the form for what is learned from these examples."""
         if learned.labels:
-            return cls(reader, learned.labels)
+            return cls(reader, learned.labels, pairs=learned.pairs)
         numbers = [row.label for row in learned.rows if row.label is not None]
-        return cls(reader, (), statistics.fmean(numbers), statistics.pstdev(numbers) or 1.0)
+        return cls(reader, (), statistics.fmean(numbers), statistics.pstdev(numbers) or 1.0, learned.pairs)
 
     def rows(self, examples: Examples[Row], *, learn: bool = False) -> Rows:
         """Turn texts or pairs into rows, the longer text of a pair being cut first."""
@@ -82,10 +85,9 @@ class ClassForm:
         return self.labels[prediction] if self.labels else prediction
 
     def config(self) -> dict[str, Any]:
-        """Return the sort of problem, and the names of the classes."""
-        if not self.labels:
-            return {"problem_type": "regression", "num_labels": 1}
-        return {"problem_type": "single_label_classification", **named(self.labels)}
+        """Return the sort of problem, the names of the classes, and whether rows hold two texts."""
+        problem = {"problem_type": "single_label_classification", **named(self.labels)} if self.labels else REGRESSION
+        return {**problem, "text_pairs": self.pairs}
 
     def weights(self, head: dict[str, Tensor]) -> dict[str, Tensor]:
         """Scale the last map back to the units of the examples."""

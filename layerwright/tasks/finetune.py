@@ -30,7 +30,7 @@ from layerwright.tasks.choices import ChoiceForm
 from layerwright.tasks.classification import ClassForm, layer_scale
 from layerwright.tasks.declarations import TASKS
 from layerwright.tasks.examples import Examples, Kind
-from layerwright.tasks.inputs import SUMMED_UP, open_model, open_start, read_splits
+from layerwright.tasks.inputs import SUMMED_UP, check_classes, open_model, open_start, read_splits
 from layerwright.tasks.lessons import Form, HeadObjective
 from layerwright.tasks.metrics import Measured, metric_names, score, summary
 from layerwright.tasks.protocols import FinetuneSettings
@@ -101,6 +101,7 @@ class _Run:
         self.kind: Kind = self.splits.train.kind
         self.scores = self._score_names(settings)
         self.net = open_model(model)
+        check_classes(self.net, self.splits.train)
         self.start = open_start(settings.start, self.net, settings.begins) if settings.start else self.net
         self.settings = settings = settings.for_model(self.net.arch)
         assert settings.length is not None

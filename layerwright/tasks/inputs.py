@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from layerwright.architecture import Architecture
 from layerwright.encoder import LayerwrightModel
 from layerwright.errors import DataError
-from layerwright.folders import open_folder, open_tokenizer
+from layerwright.folders import class_names, open_folder, open_tokenizer
 from layerwright.models import FACES, ModelWithHead
 from layerwright.tasks.catalog import TASKS, read, read_file
 from layerwright.tasks.examples import Examples, Row
@@ -45,7 +45,7 @@ def open_model(folder: Path) -> Pretrained:
     Raises:
         ValueError: it is none.
         IntegrityError: it is torn or altered.
-        DataError: the tokenizer is missing, cannot be used, or has more tokens than the model.
+        DataError: the tokenizer is missing, cannot be used, or does not fit the model.
     """
     model = open_folder(folder)
     head = next(name for name, face in FACES.items() if face.model is type(model))
@@ -56,8 +56,7 @@ def open_model(folder: Path) -> Pretrained:
         hidden = model.head.hidden
     elif backbone.pooler is not None:
         hidden, act = backbone.pooler.dense, "tanh"
-    tokenizer, ids = open_tokenizer(folder, config.arch.vocab)
-    names: dict[Any, str] = dict(config.id2label or {}) if head in ("classification", "tokens") else {}
+    tokenizer, ids = open_tokenizer(folder, config)
     return Pretrained(
         folder,
         config.arch,
@@ -66,7 +65,7 @@ def open_model(folder: Path) -> Pretrained:
         HeadShape(act=act, input_dropout=config.classifier_input_dropout),
         tokenizer,
         ids,
-        tuple(names[place] for place in sorted(names)),
+        class_names(folder, config) if head in ("classification", "tokens") else (),
     )
 
 
@@ -83,6 +82,21 @@ def open_start(folder: Path, model: Pretrained, begins: str | None) -> Pretraine
         named = ", ".join(start.labels) or "none"
         raise ValueError(f"start: {folder} is no model of {begins}: its classes are {named}")
     return start
+
+
+def check_classes(model: Pretrained, learned: Examples[Any]) -> None:
+    """Refuse a model that has the classes of the task in another order: one of the two is mistaken, and all would be confused.
+
+    Raises: DataError naming both.
+    """
+    theirs, ours = ([name.casefold() for name in names] for names in (model.labels, learned.labels))
+    if theirs != ours and sorted(theirs) == sorted(ours):
+        place = next(place for place, name in enumerate(theirs) if name != ours[place])
+        raise DataError(
+            f"{model.folder} contradicts {learned.source}: its class {place} is {model.labels[place]!r}, and that of the task "
+            f"{learned.labels[place]!r}. Put id2label and label2id of its config.json right, or call its classes LABEL_0 and so "
+            "on: they are learned anew"
+        )
 
 
 class Splits(NamedTuple):

@@ -161,13 +161,16 @@ def assemble(records: Iterator[Record], wanted: Wanted, faults: Faults, on_bad_r
     return examples
 
 
-def unlabelled(records: Iterable[Record], kind: Kind, faults: Faults) -> Iterator[tuple[int, Row | Choice | Span | Tagged]]:
+def unlabelled(
+    records: Iterable[Record], wanted: Wanted, faults: Faults, *, single: bool = False
+) -> Iterator[tuple[int, Row | Choice | Span | Tagged]]:
     """Yield what to predict for, as it is read, with its row; what labels, answers or tags there are is not looked at.
 
-    kind: `spans` needs question and context, `tags` a list of words or a sentence with blanks between them, `choices` a text and
-    its options, and any other a text or two; a second text that is empty is none.
+    wanted: of kind `spans` needs question and context, `tags` a list of words or a sentence with blanks between them, `choices` a
+    text and its options, and any other a text or two; a second text that is empty is none, unless there are to be pairs.
+    single: there may be no second text.
     """
-    names = _names(Wanted(columns=UNLABELLED, labelled=False), kind)
+    kind, names = wanted.kind, _names(wanted, wanted.kind)
 
     def bare(record: Record) -> Row | Choice | Span | Tagged:
         record = record._replace(fields={name: value for name, value in record.fields.items() if name not in LABELS})
@@ -180,7 +183,9 @@ def unlabelled(records: Iterable[Record], kind: Kind, faults: Faults) -> Iterato
             return Choice(draft.key, draft.first, draft.options, None)
         if kind == "tags":
             return Tagged(draft.key, tuple(f"{draft.first} {draft.second}".split()), None)
-        return Row(draft.key, draft.first, draft.second or None, None)
+        if single and draft.second:
+            raise ValueError("has two texts, and the model has learned from one")
+        return Row(draft.key, draft.first, draft.second if wanted.pairs else draft.second or None, None)
 
     return _each(records, bare, faults)
 
