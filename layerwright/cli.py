@@ -38,6 +38,9 @@ COMMANDS = {
     "export": Entry("cli_models", "Export a model to ONNX, checked against PyTorch, and time both."),
     "convert": Entry("cli_models", "Convert a model of transformers to a model folder of ours, or one of ours to transformers."),
     "edit": Entry("cli_edit", "Edit a trained encoder: leave layers out, copy, move and add them."),
+    "inspect": Entry(
+        "cli_inspect", "Look inside a model: what removing and duplicating its layers changes, and what its hidden states hold."
+    ),
     "score": Entry("cli_scores", "Score a model on what it learned without labels: one of --pairs, --text and --similarity."),
     "predict": Entry("cli_predict", "Predict a class, a number, a choice, tags or an answer for each row, in order."),
     "evaluate": Entry(

@@ -6,10 +6,11 @@ mark stands for is its class, and the page gives classes their colours.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import pairwise
+from typing import NamedTuple
 from zlib import crc32
 
 from . import presets
@@ -249,6 +250,71 @@ def spread(values: Sequence[float], axis: Axis, tip: str) -> str:
     line = f'<line x1="{min(places)}%" x2="{max(places)}%" y1="50%" y2="50%"/>' if places else ""
     dots = "".join(f'<circle cx="{place}%" cy="50%" r="3.5"/>' for place in places)
     return f'<svg class="spread" role="img" aria-label="{escape(tip)}"><title>{escape(tip)}</title>{line}{dots}</svg>'
+
+
+class Cell(NamedTuple):
+    """A cell of a heat map: its value, the text that it shows where there is room, and what it says when pointed at."""
+
+    value: float
+    text: str
+    tip: str
+
+
+@dataclass(frozen=True)
+class Heat:
+    """A heat map: what stands at its sides and foot, and the values that are drawn palest and deepest."""
+
+    y: str
+    x: str
+    rows: Sequence[str]
+    columns: Sequence[str]
+    pale: float
+    deep: float
+
+    def draw(self, cells: Mapping[tuple[int, int], Cell], summary: str, css: str = "") -> str:
+        """Return the drawing; cells are placed by row and column, from the upper left.
+
+        summary: what the picture shows, for those who cannot see it.
+        """
+        marks = "".join(self._cell(row, column, cell) for (row, column), cell in cells.items())
+        high, wide = 100 / len(self.rows), 100 / len(self.columns)
+        sides = [
+            *(
+                f'<text x="-8" y="{(at + 0.5) * high:.5g}%" dy=".35em" text-anchor="end">{escape(text)}</text>'
+                for at, text in enumerate(self.rows)
+                if not at % _apart(len(self.rows))
+            ),
+            *(
+                f'<text x="{(at + 0.5) * wide:.5g}%" y="100%" dy="1.5em" text-anchor="middle">{escape(text)}</text>'
+                for at, text in enumerate(self.columns)
+                if not at % _apart(len(self.columns))
+            ),
+        ]
+        css += " crowded" * (len(self.columns) > 8)
+        drawn = f'<svg role="img" aria-label="{escape(summary)}">{marks}{"".join(sides)}</svg>'
+        # A cell need not be larger than what is written in it.
+        looks = f'class="heat {escape(css)}" style="max-width:{min(4 * len(self.columns), 30)}rem"'
+        return f'<div {looks}><p class="axis">{escape(self.y)}</p>{drawn}<p class="axis x">{escape(self.x)}</p></div>'
+
+    def scale(self, low: str, high: str, css: str = "") -> str:
+        """Return the key of the colours: the texts of the palest and the deepest value."""
+        return f'<p class="legend {escape(css)}"><span>{escape(low)}<span class="ramp"></span>{escape(high)}</span></p>'
+
+    def _cell(self, row: int, column: int, cell: Cell) -> str:
+        span, known = self.deep - self.pale, math.isfinite(cell.value)
+        depth = min(max((cell.value - self.pale) / span, 0.0), 1.0) if span and known else 0.0
+        high, wide = 100 / len(self.rows), 100 / len(self.columns)
+        looks = f'fill-opacity="{0.08 + 0.92 * depth:.3g}"' if known else 'class="nothing"'
+        deep = " deep" * (depth > 0.6)
+        text = f'<text class="value{deep}" x="50%" y="50%" dy=".35em" text-anchor="middle">{escape(cell.text)}</text>'
+        where = f'x="{column * wide:.5g}%" y="{row * high:.5g}%" width="{wide:.5g}%" height="{high:.5g}%"'
+        inside = f'<title>{escape(cell.tip)}</title><rect width="100%" height="100%" {looks}/>'
+        return f"<svg {where}>{inside}{text * (len(self.columns) <= 16)}</svg>"
+
+
+def _apart(count: int) -> int:
+    """Return how far apart labels stand, so that at most about 13 fit."""
+    return -(-count // 13)
 
 
 def _overlap(one: Sequence[float], two: Sequence[float]) -> bool:

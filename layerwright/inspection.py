@@ -145,7 +145,7 @@ def inspect(opened: Opened, text: Path, settings: InspectionSettings, *, name: s
         suggestions=tuple(suggest(changes, sort, size, f"{shlex.quote(name)} --unit {plan.unit}") for sort, size in plan.sizes),
         evaluations=applications(list(found)),
         evaluations_whole=sum(map(len, {order_of(edit) for edit in run})),
-        left_out=_left_out(opened),
+        left_out=_left_out(opened.head),
         **geometry._asdict(),
     )
 
@@ -182,9 +182,9 @@ class Plan(NamedTuple):
             DataError: the model predicts masked tokens, and its tokenizer has none.
         """
         if settings.length > opened.positions:
-            raise ValueError(f"length={settings.length}, and {opened.folder} reads rows of at most {opened.positions} tokens")
+            raise ValueError(f"length={settings.length}, and the model reads rows of at most {opened.positions} tokens")
         if opened.head == "mlm" and "mask" not in opened.special:
-            raise DataError(f"the tokenizer of {opened.folder} has no mask token")
+            raise DataError("the tokenizer of the model has no mask token")
         arch = opened.model.config.arch
         unit = settings.unit or usual_unit(arch)
         units = blocks(arch, unit)
@@ -274,8 +274,8 @@ def suggest(changes: Sequence[Changed], sort: Sort, size: int, model: str) -> Su
     return Suggestion(change=sort, size=size, by=by, ranked=tuple(ranked), command=command)
 
 
-def _left_out(opened: Opened) -> tuple[str, ...]:
-    if opened.head == "mlm":
+def _left_out(head: str) -> tuple[str, ...]:
+    if head == "mlm":
         return ()
-    what = "agreement and divergence of predictions, accuracy at masked tokens, and what the output layer reads in hidden states"
-    return (f"{what}: they need the head 'mlm', and {opened.folder.name} has '{opened.head}'. No token is masked.",)
+    what = "what the output layer predicts and reads in hidden states, and its accuracy at masked tokens, of which there are none"
+    return (f"Left out: {what}. That needs the head 'mlm', and this model has '{head}'.",)
