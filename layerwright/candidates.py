@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 from typing import NamedTuple, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from . import cost, presets
-from .architecture import Architecture
+from .architecture import Architecture, Layer
 from .errors import nearest
 from .space import Space
 from .strategies import Trial, at_random, propose
@@ -58,7 +59,7 @@ class Candidates:
         for name, limit in self.limits.items():
             measure = self._measures[name]
             least = cost.smallest(space, measure)
-            if measure(least) > limit:
+            if measure(least) > limit and not space.values_open:
                 had = f"the smallest, '{least}', has {measure(least):,}"
                 raise ValueError(f"no architecture of the space has at most {limit:,} {name}: {had}")
         self._prices = {name: _priced(space, self._measures[name]) for name in self.limits}
@@ -120,8 +121,11 @@ def _baseline(name: str, like: Architecture) -> Architecture | None:
 def _priced(space: Space, measure: cost.Measure) -> Callable[[Architecture], int]:
     """Return a measure that is a sum over a table, for the architectures of a space: what thousands of proposals can afford."""
     whole = space.largest
-    layers = {layer for slot in space.slots for run in slot for layer in run}
-    shares = {layer: measure(whole.with_layers([layer] * 2)) - measure(whole.with_layers([layer])) for layer in layers}
+
+    @lru_cache(maxsize=1 << 14)
+    def share(layer: Layer) -> int:
+        return measure(whole.with_layers([layer] * 2)) - measure(whole.with_layers([layer]))
+
     first = whole.layers[0]
-    rest = measure(whole.with_layers([first])) - shares[first]
-    return lambda arch: rest + sum(shares[layer] for layer in arch.layers)
+    rest = measure(whole.with_layers([first])) - share(first)
+    return lambda arch: rest + sum(map(share, arch.layers))

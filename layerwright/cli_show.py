@@ -1,13 +1,17 @@
 """The command that shows an architecture or a space; `cli` names it."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from . import cost, presets
+from .architecture import Architecture
 from .console import say, table
+from .formula_page import formulas_of, render
 from .grammar import fold
 from .options import Imports, import_modules
+from .settings import write_atomically
 from .space import Space
 
 app = typer.Typer()
@@ -19,6 +23,9 @@ def show(
     length: Annotated[
         int, typer.Option(min=1, help="Tokens of the sequence that FLOPs are counted for, at most the positions.")
     ] = 128,
+    draw: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Also draw one architecture, and the formulas in it, as a page of HTML.")
+    ] = None,
     imports: Imports = None,
 ) -> None:
     """Print layers, parameters and FLOPs, or the size of a space.
@@ -28,10 +35,18 @@ def show(
     import_modules(imports)
     space = presets.space(text)
     length = min(length, space.largest.positions)
+    if draw is not None and space.size > 1:
+        raise ValueError("a space leaves choices open, and --draw draws one architecture")
     if space.size > 1:
         _show_space(space, length)
         return
-    arch = space.largest
+    _show_architecture(space.largest, length)
+    if draw is not None:
+        write_atomically(draw, render(space.largest, text.strip() if text.strip() in presets.PRESETS else str(space.largest)))
+        say(str(draw))
+
+
+def _show_architecture(arch: Architecture, length: int) -> None:
     say(f"{arch}\n\n{arch.explicit()}\n")
     rows: list[list[object]] = []
     whole, flops = cost.parameters(arch), cost.flops(arch, length)
@@ -47,6 +62,9 @@ def show(
     shares = [[kind, len(sizes), sum(sizes), f"{sum(sizes) / whole:.1%}"] for kind, sizes in kinds.items()]
     shares.append(["embeddings", None, whole - within, f"{(whole - within) / whole:.1%}"])
     table("Where the parameters are", ["kind", "layers", "parameters", "share"], shares)
+    if formulas := formulas_of(arch):
+        written = [[", ".join(map(str, places)), formula.plain(), len(formula)] for formula, places in formulas.items()]
+        table("Formulas, in each head", ["layers", "formula", "operations"], written)
 
 
 def _show_space(space: Space, length: int) -> None:
@@ -56,7 +74,8 @@ def _show_space(space: Space, length: int) -> None:
         [name, str(arch), cost.parameters(arch), _giga(cost.flops(arch, length))]
         for name, arch in (("smallest", smallest), ("largest", largest))
     ]
-    table(f"A space of {space.size:,} architectures", ["", "architecture", "parameters", f"GFLOPs at {length}"], rows)
+    size = f"about {space.size:.1e}" if space.values_open else f"{space.size:,}"
+    table(f"A space of {size} architectures", ["", "architecture", "parameters", f"GFLOPs at {length}"], rows)
     alternatives = [
         [i, len(slot), "  |  ".join(fold([str(layer) for layer in run]) or "nothing" for run in slot)]
         for i, slot in enumerate(space.slots)

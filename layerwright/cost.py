@@ -13,7 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .architecture import Architecture, Layer
 from .backbone import Backbone
-from .space import Space
+from .space import Space, closed
 
 Measure = Callable[[Architecture], int]
 
@@ -39,18 +39,24 @@ def layer_flops(arch: Architecture, index: int, length: int = 128) -> int:
 
 
 def smallest(space: Space, measure: Measure) -> Architecture:
-    """Return the architecture of a space that costs least; exact, because costs of layers add up."""
+    """Return the architecture of a space that costs least; exact, because costs of layers add up.
+
+    But for values left open: of them only the usual ones are looked at.
+    """
     return _extreme(space, measure, 1)
 
 
 def largest(space: Space, measure: Measure) -> Architecture:
-    """Return the architecture of a space that costs most; exact, because costs of layers add up."""
+    """Return the architecture of a space that costs most; exact, because costs of layers add up.
+
+    But for values left open: of them only the usual ones are looked at.
+    """
     return _extreme(space, measure, -1)
 
 
 def _extreme(space: Space, measure: Measure, sign: int) -> Architecture:
     whole = space.largest
-    price = {run: sign * sum(_share(whole, layer, measure) for layer in run) for slot in space.slots for run in slot}
+    price = {run: sign * sum(_share(whole, layer, measure) for layer in closed(run)) for slot in space.slots for run in slot}
     return space.at(tuple(min(range(len(slot)), key=lambda taken: price[slot[taken]]) for slot in space.slots))
 
 

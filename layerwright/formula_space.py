@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from random import Random
 from typing import NamedTuple
 
@@ -88,8 +88,11 @@ class FormulaSpace:
         least = _least()[Shape.TOKEN, True]
         for _ in range(TRIES):
             growth = _Growth(Builder(), rng, weights)
-            formula = growth.whole(rng.randint(least, self.operations))
-            if formula is not None and formula in self:
+            try:
+                formula = growth.builder.formula(growth.grow(Shape.TOKEN, rng.randint(least, self.operations), mixes=True))
+            except ShapeError:  # too long a text
+                continue
+            if formula in self:
                 return formula
         raise ValueError(f"no formula of at most {self.operations} operations was found in {TRIES:,} tries")
 
@@ -98,8 +101,7 @@ class FormulaSpace:
         for _ in range(TRIES):
             builder = Builder()
             edit = _Edit(builder, rng, weights, self.operations - len(formula))
-            place = rng.randrange(len(formula.steps))
-            changed = _closed(builder, lambda b=builder, e=edit, p=place: b.copy(formula, p, e)[-1])
+            changed = _rewritten(builder, formula, rng.randrange(len(formula.steps)), edit)
             if changed is not None and changed != formula and changed in self:
                 return changed
         return self.sample(rng, weights)
@@ -109,11 +111,11 @@ class FormulaSpace:
         for _ in range(30):
             builder = Builder()
             place = rng.randrange(len(first.steps))
-            shape = first.steps[place].shape
-            donors = [at for at, step in enumerate(second.steps) if step.shape is shape]
+            made = builder.copy(second)
+            donors = [one for one, step in zip(made, second.steps, strict=True) if step.shape is first.steps[place].shape]
             if donors:
-                donor = builder.copy(second)[rng.choice(donors)]
-                child = _closed(builder, lambda b=builder, p=place, d=donor: b.copy(first, p, lambda step, parts: d)[-1])
+                donor = rng.choice(donors)
+                child = _rewritten(builder, first, place, partial(_instead, donor))
                 if child is not None and child not in (first, second) and child in self:
                     return child
         return rng.choice((first, second))
@@ -133,12 +135,16 @@ def _read(text: str) -> Formula:
     return Formula.parse(text)
 
 
-def _closed(builder: Builder, make: Callable[[], int]) -> Formula | None:
-    """Return the formula that ends in what is made; None where it does not fit."""
+def _rewritten(builder: Builder, formula: Formula, place: int, edit: Callable[[Step, list[int]], int]) -> Formula | None:
+    """Return a formula with one step edited; None where what comes out does not fit."""
     try:
-        return builder.formula(make())
+        return builder.formula(builder.copy(formula, place, edit)[-1])
     except ShapeError:
         return None
+
+
+def _instead(donor: int, step: Step, parts: list[int]) -> int:
+    return donor
 
 
 @dataclass
@@ -149,9 +155,6 @@ class _Growth:
     rng: Random
     weights: Weights | None
     begun: bool = False
-
-    def whole(self, budget: int) -> Formula | None:
-        return _closed(self.builder, lambda: self.grow(Shape.TOKEN, budget, mixes=True))
 
     def grow(self, shape: Shape, budget: int, *, mixes: bool = False) -> int:
         """Return an expression of so many operations; mixes: one in which tokens see each other."""
@@ -241,16 +244,16 @@ def _rules_of(names: tuple[str, ...]) -> tuple[Rule, ...]:
 
 
 def _least() -> dict[tuple[Shape, bool], int]:
-    return _least_of(_rules())
+    return _least_of(tuple(OPERATIONS))
 
 
 @lru_cache(maxsize=4)
-def _least_of(rules: tuple[Rule, ...]) -> dict[tuple[Shape, bool], int]:
+def _least_of(names: tuple[str, ...]) -> dict[tuple[Shape, bool], int]:
     """Return how many operations a value of a shape needs, alone and with tokens that see each other in it."""
     least = {(shape, mixes): MOST for shape in Shape for mixes in (False, True)}
     least[Shape.TOKEN, False] = 0
     for _ in range(len(least)):
-        for _, takes, gives in rules:
+        for _, takes, gives in _rules_of(names):
             alone = [least[one, False] for one in takes]
             least[gives, False] = min(least[gives, False], 1 + sum(alone))
             mixed = 0 if takes == (Shape.PAIR, Shape.TOKEN) else min(least[one, True] - least[one, False] for one in takes)
@@ -259,15 +262,15 @@ def _least_of(rules: tuple[Rule, ...]) -> dict[tuple[Shape, bool], int]:
 
 
 def _ways(shape: Shape, mixes: bool) -> tuple[tuple[Rule, int], ...]:
-    return _ways_of(_rules(), shape, mixes)
+    return _ways_of(tuple(OPERATIONS), shape, mixes)
 
 
 @lru_cache(maxsize=32)
-def _ways_of(rules: tuple[Rule, ...], shape: Shape, mixes: bool) -> tuple[tuple[Rule, int], ...]:
+def _ways_of(names: tuple[str, ...], shape: Shape, mixes: bool) -> tuple[tuple[Rule, int], ...]:
     """List the rules that give a shape, each with the operations it needs at least."""
-    least = _least_of(rules)
+    least = _least_of(names)
     found = []
-    for rule in rules:
+    for rule in _rules_of(names):
         if rule.gives is shape:
             extra = mixes and rule.takes != (Shape.PAIR, Shape.TOKEN)
             more = min(least[one, True] - least[one, False] for one in rule.takes) if extra else 0

@@ -28,6 +28,8 @@ class Shape(Enum):
     TURNED = "a value per token, transposed"
     PAIR = "a value per pair of tokens"
 
+    __hash__ = object.__hash__  # what tables of shapes are asked for most
+
 
 Signature = tuple[Shape, ...]
 

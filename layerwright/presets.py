@@ -2,6 +2,11 @@
 
 Sizes: Turc et al. 2019 (bert-tiny to bert-medium), Devlin et al. 2019 (bert-base, bert-large), Clark et al. 2020
 (electra-*), Jiang et al. 2020 (convbert-*), and LV-BERT's published sequence (its repository, pretrain.sh).
+
+The networks that AutoBERT-Zero found are known from a figure of the paper (Gao et al. 2022, figure 7).  A name with "read"
+is that figure as we read it: its box "sqrt" is `scale`, since a root of a negative number is none, and the chain neg,
+logsigmoid, transpose, neg is written as it stands.  A name with "ours" is our arrangement of its parts, each layer twice, for
+the paper's variants with attention or convolution alone, of which no figure is known.  The small size is ELECTRA's.
 """
 
 import re
@@ -9,6 +14,19 @@ import re
 from .architecture import Architecture, Layer
 from .errors import nearest
 from .space import Space
+
+_KERNELS = (65, 9, 3, 7, 7, 3)
+_FORMULAS = (
+    "matmul(softmax(scale(matmul(q,neg(t(logsigmoid(neg(k))))))),add(q,k))",
+    "matmul(softmax(scale(matmul(q,neg(t(logsigmoid(add(logsigmoid(q),add(q,k)))))))),q)",
+    "matmul(softmax(scale(matmul(q,neg(t(logsigmoid(k)))))),q)",
+    "matmul(softmax(scale(matmul(q,neg(t(logsigmoid(k)))))),q)",
+    "matmul(softmax(scale(matmul(q,t(add(scale(k),add(softsign(scale(softsign(k))),v)))))),v)",
+    "matmul(softmax(scale(matmul(q,t(add(scale(k),v))))),v)",
+)
+_CONVOLVED = [f"lightconv[kernel={kernel}] ffn" for kernel in _KERNELS]
+_ATTENDED = [f"formula[text={formula}] ffn" for formula in _FORMULAS]
+_FOUND = " ".join(f"{one} {other}" for one, other in zip(_CONVOLVED, _ATTENDED, strict=True))
 
 PRESETS = {
     "debug": "32 embed=16 vocab=1024 positions=128: conv attn ffn attn ffn",
@@ -25,6 +43,10 @@ PRESETS = {
     "convbert-base": "768: 12x(mixed ffn)",
     "lv-bert-small": "256 embed=128: 2xconv attn 2xffn attn conv 2xffn attn 2xconv attn ffn conv ffn attn conv ffn conv "
     "2xattn ffn attn",
+    "autobert-zero-read": f"768: {_FOUND}",
+    "autobert-zero-read-small": f"256 embed=128: {_FOUND}",
+    "autobert-zero-ours-att": "768: " + " ".join(f"2x({one})" for one in _ATTENDED),
+    "autobert-zero-ours-conv": "768: " + " ".join(f"2x({one})" for one in _CONVOLVED),
 }
 
 # Width of the generator, as a share of the encoder's, where it is not a quarter (Clark et al. 2020, Jiang et al. 2020).

@@ -277,8 +277,8 @@ def _crossed(slot: tuple[Run, ...], one: Part, other: Part, rng: Random) -> Run:
 
 def _crossed_layers(pattern: Layer, one: Layer, other: Layer, rng: Random) -> Layer:
     for key, domain in domains(pattern):
-        values = (domain.read(str(dict(layer.options)[key])) for layer in (one, other))
-        one = _set(one, key, str(domain.cross(*values, rng)))
+        first, second = (domain.read(str(dict(layer.options)[key])) for layer in (one, other))
+        one = _set(one, key, str(domain.cross(first, second, rng)))
     return one
 
 

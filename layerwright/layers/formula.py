@@ -89,15 +89,14 @@ class FormulaAttention(nn.Module):
     def stage(self, stage: Stage, given: list[Tensor], x: Tensor, context: Context) -> Tensor:
         """Compute one value: per token [B, H, L, E], its transpose, or per pair of tokens [B, H, L, L]."""
         if not given:
-            projected: Tensor = self.get_submodule(PROJECTIONS[stage.name])(x)
-            return projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return self.apart(self.get_submodule(PROJECTIONS[stage.name])(x))
         if stage.negative is not None:
             factor = self.root ** (1 - stage.scales) * (-1 if stage.negative else 1)
             query, key, value = map(_together, given)
             mixed = look(query if factor == 1 else query * factor, key, value, heads=self.heads, context=context)
-            return mixed.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            return self.apart(mixed)
         if stage.name == "scale":
-            return given[0] / self.root
+            return torch.div(given[0], self.root)
         if stage.name == "matmul" and stage.masked:
             given[0] = _seen(given[0], context, 0.0)
         if stage.name == "matmul" and stage.shape is Shape.TOKEN:
@@ -106,6 +105,10 @@ class FormulaAttention(nn.Module):
             return self.rows(stage, given, context)
         result: Tensor = OPERATIONS[stage.name].tensor(*given)
         return result.to(given[-1].dtype)
+
+    def apart(self, x: Tensor) -> Tensor:
+        """[B, L, H*E] -> [B, H, L, E]."""
+        return torch.transpose(x.unflatten(-1, (self.heads, -1)), 1, 2)
 
     def rows(self, stage: Stage, given: list[Tensor], context: Context) -> Tensor:
         """Compute an operation on rows of a map; a token that sees none, such as one of padding, has zeros."""
