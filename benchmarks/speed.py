@@ -104,8 +104,8 @@ def serve(pipe, model: str, how: str, threads: int) -> None:
     """Take a step for every message; at the end send the peak memory in MiB, and how much of it held activations."""
     torch.set_num_threads(threads)
     module, step = stepper(model, how)
-    # Weights lie in memory already; a gradient and two moments of each are to come.
-    lasting = _memory("VmRSS") + 3 * sum(parameter.numel() * 4 for parameter in module.parameters()) / 2**20
+    # Weights and the optimizer's moments lie in memory already; a gradient of each weight is to come.
+    lasting = _memory("VmRSS") + sum(parameter.numel() * 4 for parameter in module.parameters()) / 2**20
     for _ in range(3):
         step()
     if Path("/proc/self/clear_refs").exists():

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from .architecture import Architecture, Layer
-from .kernels import add_norm, drop, lower
+from .fused import add_norm
+from .kernels import drop, lower
 from .layers import Context
 from .registry import KINDS
 
@@ -97,7 +98,8 @@ class Residual(nn.Module):
         """Map [B, L, D] to [B, L, D]."""
         if self.pre:
             return x + drop(self.body(lower(self.norm(x)), context), rate(self.dropout))
-        return add_norm(x, self.body(lower(x), context), self.norm, rate(self.dropout))
+        x = lower(x)
+        return add_norm(x, self.body(x, context), self.norm, rate(self.dropout))
 
 
 def rate(dropout: nn.Dropout) -> float:

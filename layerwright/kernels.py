@@ -136,13 +136,16 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int, visible: Te
     visible: bool, broadcast to [B, H, L, L], true where a token (third) sees another (fourth).  p: dropout of the weights.
     """
     level = dropping(p)
-    # Without dropout the fused form serves: as fast in float32, and without L x L weights where rows are long.
-    fused = level == 0 and (query.element_size() > 2 or query.shape[1] > LONGEST)
-    if level is None or fused or not fast(query):
+    if level is None or not fast(query) or scaled(query, level):
         q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=p).transpose(1, 2).flatten(-2)
     with torch.autocast("cpu", enabled=False):
         return _run(_Attend, query, key, value, heads, visible, level)
+
+
+def scaled(query: Tensor, level: int) -> bool:
+    """Return whether PyTorch's own attention serves: as fast in float32, and without L x L weights where rows are long."""
+    return level == 0 and (query.element_size() > 2 or query.shape[1] > LONGEST)
 
 
 def surprise(x: Tensor, matrix: Tensor, bias: Tensor, targets: Tensor, chance: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -207,7 +210,7 @@ class _Settled(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        return None, None, *(found * grad for found in ctx.grads)
+        return None, None, *(found.mul_(grad) for found in ctx.grads)
 
 
 class _Drop(Function):
@@ -255,30 +258,30 @@ class _AddNorm(Function):
 class _Attend(Function):
     @staticmethod
     def forward(ctx, query, key, value, heads, visible, level):  # type: ignore[no-untyped-def]
-        q, k, v = (_rows(x, heads) for x in (query, key, value))
-        weights = dropped = _chances(_product(q, k.transpose(1, 2), q.shape[-1] ** -0.5), visible, heads)
+        q, k, v = (rows(x, heads) for x in (query, key, value))
+        weights = dropped = _chances(product(q, k.transpose(1, 2), q.shape[-1] ** -0.5), visible, heads)
         chance = None
         if level:
             chance = noise(weights.shape)
             dropped = masked(weights, kept(chance, level, q.dtype))
         ctx.save_for_backward(q, k, v, weights, chance)
         ctx.heads, ctx.level = heads, level
-        return _merged(_product(dropped, v, LEVELS / (LEVELS - level)), heads)
+        return merged(product(dropped, v, LEVELS / (LEVELS - level)), heads)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         q, k, v, weights, chance = ctx.saved_tensors
         small, large = q.shape[-1] ** -0.5, LEVELS / (LEVELS - ctx.level)
-        g = _rows(grad, ctx.heads)
-        dweights, dropped = _product(g, v.transpose(1, 2), large), weights
+        g = rows(grad, ctx.heads)
+        dweights, dropped = product(g, v.transpose(1, 2), large), weights
         if ctx.level:
             keep = kept(chance, ctx.level, q.dtype)
             dweights, dropped = masked(dweights, keep), masked(weights, keep)
-        dv = _product(dropped.transpose(1, 2), g, large)
+        dv = product(dropped.transpose(1, 2), g, large)
         dscores = torch._softmax_backward_data(dweights, weights, -1, q.dtype)
-        dq, dk = _product(dscores, k, small), _product(dscores.transpose(1, 2), q, small)
-        return *(_merged(d, ctx.heads) for d in (dq, dk, dv)), None, None, None
+        dq, dk = product(dscores, k, small), product(dscores.transpose(1, 2), q, small)
+        return *(merged(d, ctx.heads) for d in (dq, dk, dv)), None, None, None
 
 
 class _Surprise(Function):
@@ -352,7 +355,7 @@ def _passes(below: Tensor, wanted: Tensor) -> Tensor:
     return torch.searchsorted(below, wanted.minimum(last), right=True)
 
 
-def _product(a: Tensor, b: Tensor, scale: float) -> Tensor:
+def product(a: Tensor, b: Tensor, scale: float) -> Tensor:
     """Return scale * a b for each of the matrices, the scale at no cost."""
     return torch.baddbmm(a.new_zeros(()), a, b, beta=0, alpha=scale)
 
@@ -370,12 +373,12 @@ def _chances(scores: Tensor, visible: Tensor | None, heads: int) -> Tensor:
     return chances
 
 
-def _rows(x: Tensor, heads: int) -> Tensor:
+def rows(x: Tensor, heads: int) -> Tensor:
     """[B, L, H*E] -> [B*H, L, E], in one piece."""
     return torch.flatten(x.unflatten(-1, (heads, -1)).transpose(1, 2).contiguous(), 0, 1)
 
 
-def _merged(x: Tensor, heads: int) -> Tensor:
+def merged(x: Tensor, heads: int) -> Tensor:
     """[B*H, L, E] -> [B, L, H*E]."""
     return torch.flatten(x.unflatten(0, (-1, heads)).transpose(1, 2), 2)
 

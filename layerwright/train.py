@@ -89,14 +89,15 @@ def make_optimizer(model: nn.Module, plan: Plan, scale: Callable[[str], float] =
             groups.setdefault((scale(name), plan.decay if parameter.dim() > 1 else 0.0), []).append(parameter)
     made = [{"params": group, "scale": factor, "weight_decay": decay} for (factor, decay), group in groups.items()]
     optimizer = torch.optim.AdamW(made, lr=plan.rate, betas=plan.betas, eps=plan.epsilon, fused=True)
-    if not plan.bias_correction:
-        for parameter in (p for group in made for p in group["params"]):  # type: ignore[attr-defined]
-            # After so many steps both corrections are 1, and a float32 counter grows no further.
-            optimizer.state[parameter] = {
-                "step": torch.tensor(2.0**24, device=parameter.device),
-                "exp_avg": torch.zeros_like(parameter),
-                "exp_avg_sq": torch.zeros_like(parameter),
-            }
+    # After 2^24 steps both corrections are 1, and a float32 counter grows no further.
+    count = 0.0 if plan.bias_correction else 2.0**24
+    for parameter in (p for group in made for p in group["params"]):  # type: ignore[attr-defined]
+        # Made now: what stays must not lie in memory between what every step frees.
+        optimizer.state[parameter] = {
+            "step": torch.tensor(count, device=parameter.device),
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+        }
     return optimizer
 
 

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..kernels import attend
+from ..fused import attend, project
 from ..registry import OptionError, layer
 from .context import Context
 
@@ -28,8 +28,9 @@ class SelfAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map [B, L, D] to [B, L, D]."""
-        mixed = look(self.query(x), self.key(x), self.value(x), heads=self.heads, context=context)
-        return torch.as_tensor(self.out(mixed))
+        query, key, value = project(x, self.query, self.key, self.value)
+        mixed = look(query, key, value, heads=self.heads, context=context)
+        return project(mixed, self.out)[0]
 
 
 def look(query: Tensor, key: Tensor, value: Tensor, *, heads: int, context: Context) -> Tensor:

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import kernels
+from .. import fused, kernels
 from ..errors import nearest
+from ..fused import project
 from ..registry import OptionError, layer
 from .attention import divide, look
 from .context import Context
@@ -50,9 +51,11 @@ class DynamicConvolution(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map [B, L, D] to [B, L, D]."""
-        u = hide(self.value(x) * torch.sigmoid(self.gate(x)), context)
-        logits = self.kernels(self.pointwise(depthwise(u, self.depthwise.weight, context)))
-        return torch.as_tensor(self.out(convolve(u, logits.unflatten(-1, (self.heads, self.kernel)), context)))
+        value, gate = project(x, self.value, self.gate)
+        u = hide(value * torch.sigmoid(gate), context)
+        (span,) = project(depthwise(u, self.depthwise.weight, context), self.pointwise)
+        (logits,) = project(span, self.kernels)
+        return project(convolve(u, logits.unflatten(-1, (self.heads, self.kernel)), context), self.out)[0]
 
 
 @layer("sdconv", heads=lambda width: max(1, width // 64), kernel=9)
@@ -85,9 +88,10 @@ class SpanConvolution(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map [B, L, D] to [B, L, D]."""
-        span = self.pointwise(depthwise(hide(x, context), self.depthwise.weight, context))
-        logits = self.kernels(self.query(x) * span).unflatten(-1, (self.heads, self.kernel))
-        return torch.as_tensor(self.out(convolve(hide(self.value(x), context), logits, context)))
+        query, value = project(x, self.query, self.value)
+        (span,) = project(depthwise(hide(x, context), self.depthwise.weight, context), self.pointwise)
+        (logits,) = project(query * span, self.kernels)
+        return project(convolve(hide(value, context), logits.unflatten(-1, (self.heads, self.kernel)), context), self.out)[0]
 
 
 @layer("mixed", heads=lambda width: max(1, width // 64), ratio=2, kernel=9, form="released")
@@ -134,13 +138,13 @@ class MixedAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map [B, L, D] to [B, L, D]."""
-        query, value = self.query(x), self.value(x)
-        seen = look(query, self.key(x), value, heads=self.heads, context=context)
-        span = self.pointwise(depthwise(hide(x, context), self.depthwise.weight, context))
-        logits = self.kernels(query * span).unflatten(-1, (self.heads, self.kernel))
-        own = value if self.conv_value is None else self.conv_value(x)
-        near = convolve(hide(own, context), logits, context)
-        return torch.as_tensor(self.out(torch.cat([self.attn_out(seen), self.conv_out(near)], -1)))
+        own = [] if self.conv_value is None else [self.conv_value]
+        query, key, value, *values = project(x, self.query, self.key, self.value, *own)
+        seen = look(query, key, value, heads=self.heads, context=context)
+        (span,) = project(depthwise(hide(x, context), self.depthwise.weight, context), self.pointwise)
+        (logits,) = project(query * span, self.kernels)
+        near = convolve(hide((*values, value)[0], context), logits.unflatten(-1, (self.heads, self.kernel)), context)
+        return project(torch.cat([self.attn_out(seen), self.conv_out(near)], -1), self.out)[0]
 
 
 def centred(kernel: int) -> None:
@@ -172,7 +176,7 @@ def depthwise(x: Tensor, weight: Tensor, context: Context) -> Tensor:
     kernel = weight.shape[-1]
     near = context.neighbours(kernel)
     if near is None and kernels.fast(x):
-        return kernels.depthwise(x, weight)
+        return fused.depthwise(x, weight)
     if near is None:
         return F.conv1d(x.transpose(1, 2), weight, padding=kernel // 2, groups=weight.shape[0]).transpose(1, 2)
     half, length = kernel // 2, x.shape[1]
@@ -188,7 +192,7 @@ def convolve(x: Tensor, logits: Tensor, context: Context) -> Tensor:
     """
     near = context.neighbours(logits.shape[-1])
     if kernels.fast(x):
-        return kernels.convolve(x, logits, near)
+        return fused.convolve(x, logits, near)
     weights = logits.float().softmax(-1).to(x.dtype)
     if near is not None:
         weights = weights * near[:, :, None, :]

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import nearest
+from ..fused import feed_forward
 from ..registry import OptionError, layer
 from .context import Context
 
@@ -44,6 +45,8 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map [B, L, D] to [B, L, D]."""
+        if self.act is F.gelu:
+            return feed_forward(x, self.up, self.out)
         return torch.as_tensor(self.out(self.act(self.up(x))))
 
 

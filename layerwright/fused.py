@@ -1,0 +1,264 @@
+"""Layers as few passes over memory: products of PyTorch, and between them the passes of `native`.
+
+Each function equals the plain expression but for rounding and for which values dropout takes, gradients included, and keeps
+less for the backward pass: nothing of dropout but a seed, one copy of what several maps read, an activation but not what it
+came to.  Where `native` does not serve, the forms of `kernels` run.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import Function, once_differentiable
+
+from . import kernels
+from .native import call, serves
+
+CHUNK = 1024  # tokens whose inner states, in a backward pass, are worked on while they are in the cache
+
+
+def ready(x: Tensor, *maps: nn.Module) -> bool:
+    """Return whether the functions of this file serve a tensor and linear maps that nobody has put anything around."""
+    return kernels.fast(x) and serves(x) and all(_bare(linear) for linear in maps)
+
+
+def project(x: Tensor, *maps: nn.Module) -> tuple[Tensor, ...]:
+    """Send x [B, L, D] through several linear maps as one product: [B, L, S] each."""
+    x = kernels.lower(x)
+    if not ready(x, *maps):
+        return tuple(linear(x) for linear in maps)
+    weights, biases = [linear.weight for linear in maps], [linear.bias for linear in maps]
+    with torch.autocast("cpu", enabled=False):
+        found = _run(_Project, x, len(maps), *weights, *biases)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def feed_forward(x: Tensor, up: nn.Module, out: nn.Module) -> Tensor:
+    """Return out(gelu(up(x))): [B, L, D]."""
+    x = kernels.lower(x)
+    if not ready(x, up, out):
+        return torch.as_tensor(out(F.gelu(up(x))))
+    with torch.autocast("cpu", enabled=False):
+        return torch.as_tensor(_run(_FeedForward, x, up.weight, up.bias, out.weight, out.bias))
+
+
+def add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
+    """Return norm(x + dropout(y)), [B, L, D], in the precision of y."""
+    x, level = x.to(y.dtype), kernels.dropping(p)
+    if level is None or x.shape != y.shape or not ready(y):
+        return kernels.add_norm(x, y, norm, p)
+    return torch.as_tensor(_run(_AddNorm, x, y, norm.weight, norm.bias, norm.eps, level))
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int, visible: Tensor | None, p: float) -> Tensor:
+    """Return softmax(Q K^T / sqrt(E)) V of each head: three [B, L, H*E] -> [B, L, H*E].
+
+    visible: bool, broadcast to [B, H, L, L], true where a token (third) sees another (fourth).  p: dropout of the weights.
+    """
+    level = kernels.dropping(p)
+    alike = visible is None or (visible.shape[1] == 1 and visible.shape[3] == key.shape[1])
+    if level is None or not alike or not ready(query) or kernels.scaled(query, level):
+        return kernels.attend(query, key, value, heads=heads, visible=visible, p=p)
+    with torch.autocast("cpu", enabled=False):
+        return torch.as_tensor(_run(_Attend, query, key, value, heads, visible, level))
+
+
+def convolve(x: Tensor, logits: Tensor, near: Tensor | None) -> Tensor:
+    """Mix each token's K neighbours by its own softmax weights: x [B, L, H*E], logits [B, L, H, K] -> [B, L, H*E].
+
+    near: bool [B, L, K], which neighbours count.
+    """
+    if not ready(x):
+        return kernels.convolve(x, logits, near)
+    # Tokens one behind the other, but perhaps with something else between them.
+    even = x if x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1) else x.contiguous()
+    near = None if near is None else near.contiguous()
+    return torch.as_tensor(_run(_Convolve, even, logits.to(x.dtype).contiguous(), near))
+
+
+def depthwise(x: Tensor, weight: Tensor) -> Tensor:
+    """Convolve each channel with its own kernel: x [B, L, D], weight [D, 1, K] -> [B, L, D]."""
+    if not ready(x):
+        return kernels.depthwise(x, weight)
+    return torch.as_tensor(_run(_Depthwise, x.contiguous(), weight))
+
+
+def _bare(linear: nn.Module) -> bool:
+    hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
+    return type(linear) is nn.Linear and linear.bias is not None and not any(hooks)
+
+
+def _run(function: type[Function], *inputs: object) -> Any:
+    return function.apply(*inputs)
+
+
+def _seed() -> int:
+    return int(torch.randint(-(2**62), 2**62, ()))
+
+
+def _stacked(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    """Return matrices one below the other, in another precision: cast and stacked in one pass."""
+    if len(weights) == 1:
+        return weights[0].detach().to(dtype)
+    stack = torch.empty(sum(map(len, weights)), *weights[0].shape[1:], dtype=dtype)
+    torch._foreach_copy_(list(stack.split([len(weight) for weight in weights])), [weight.detach() for weight in weights])
+    return stack
+
+
+def _sums(x: Tensor) -> Tensor:
+    """Add up the rows of a matrix, in float32."""
+    sums = torch.empty(x.shape[1])
+    call("column_sums", x, x, sums, *x.shape)
+    return sums
+
+
+class _Project(Function):
+    @staticmethod
+    def forward(ctx, x, count, *parameters):  # type: ignore[no-untyped-def]
+        weight, bias = (_stacked(part, x.dtype) for part in (parameters[:count], parameters[count:]))
+        rows = x.reshape(-1, x.shape[-1])
+        ctx.save_for_backward(rows, weight)
+        ctx.shape, ctx.sizes = x.shape, [len(part) for part in parameters[:count]]
+        y = torch.addmm(bias, rows, weight.t()).view(*x.shape[:-1], -1)
+        return y if count == 1 else y.split(ctx.sizes, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
+        rows, weight = ctx.saved_tensors
+        wanted, count = ctx.needs_input_grad, len(ctx.sizes)
+        grad = (grads[0] if count == 1 else torch.cat(grads, -1)).reshape(len(rows), -1)
+        dx = (grad @ weight).view(ctx.shape) if wanted[0] else None
+        none = (None,) * count
+        dweights = (grad.t() @ rows).split(ctx.sizes) if any(wanted[2 : 2 + count]) else none
+        dbiases = _sums(grad).split(ctx.sizes) if any(wanted[2 + count :]) else none
+        return dx, None, *dweights, *dbiases
+
+
+class _FeedForward(Function):
+    @staticmethod
+    def forward(ctx, x, up, up_bias, out, out_bias):  # type: ignore[no-untyped-def]
+        rows, narrow, wide = x.reshape(-1, x.shape[-1]), up.detach().to(x.dtype), out.detach().to(x.dtype)
+        inner, up_bias = rows @ narrow.t(), up_bias.detach().float()
+        active = torch.empty_like(inner)
+        call("gelu", x, inner, up_bias, active, *inner.shape)
+        ctx.save_for_backward(rows, narrow, up_bias, wide, inner)
+        ctx.shape = x.shape
+        return torch.addmm(out_bias.to(x.dtype), active, wide.t()).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        rows, narrow, up_bias, wide, inner = ctx.saved_tensors
+        grad, dx = grad.reshape(len(rows), -1), torch.empty_like(rows)
+        dup, dup_bias, dout = torch.zeros(narrow.shape), torch.zeros_like(up_bias), torch.zeros(wide.shape)
+        some_bias = torch.empty_like(up_bias)
+        for here in (slice(at, at + CHUNK) for at in range(0, len(rows), CHUNK)):
+            slope = grad[here] @ wide
+            active = torch.empty_like(slope)
+            call("gelu_backward", grad, inner[here], up_bias, slope, active, some_bias, *slope.shape)
+            torch.mm(slope, narrow, out=dx[here])
+            dup += slope.t() @ rows[here]
+            dout += grad[here].t() @ active
+            dup_bias += some_bias
+        return dx.view(ctx.shape), dup, dup_bias, dout, _sums(grad)
+
+
+class _AddNorm(Function):
+    @staticmethod
+    def forward(ctx, x, y, weight, bias, eps, level):  # type: ignore[no-untyped-def]
+        x, y, seed = x.contiguous(), y.contiguous(), _seed() if level else 0
+        out, total = torch.empty_like(y), torch.empty_like(y)
+        mean, scale = torch.empty(2, y.numel() // y.shape[-1])
+        weight, bias = weight.detach().float(), bias.detach().float()
+        call("add_norm", y, x, y, weight, bias, out, total, mean, scale, len(mean), y.shape[-1], eps, level, seed)
+        ctx.save_for_backward(total, weight, mean, scale)
+        ctx.level, ctx.seed = level, seed
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        total, weight, mean, scale = ctx.saved_tensors
+        dx = torch.empty_like(total)
+        dy = torch.empty_like(total) if ctx.level else dx
+        dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
+        sizes = len(mean), total.shape[-1], ctx.level, ctx.seed
+        call("add_norm_backward", dx, grad.contiguous(), total, weight, mean, scale, dx, dy, dweight, dbias, *sizes)
+        return dx, dy, dweight, dbias, None, None
+
+
+class _Attend(Function):
+    @staticmethod
+    def forward(ctx, query, key, value, heads, visible, level):  # type: ignore[no-untyped-def]
+        q, k, v = (kernels.rows(x, heads) for x in (query, key, value))
+        weights = kernels.product(q, k.transpose(1, 2), q.shape[-1] ** -0.5)
+        dropped = torch.empty_like(weights) if level else weights
+        seed, length, wide = _seed() if level else 0, *weights.shape[1:]
+        steps = (0, 0)
+        if visible is not None:
+            visible = visible.contiguous()
+            steps = (visible[0].numel() if len(visible) > 1 else 0, wide if visible.shape[2] > 1 else 0)
+        rows = weights.numel() // wide
+        call("softmax", weights, weights, dropped, visible, rows, wide, heads, length, *steps, level, seed)
+        # What came in, though it must be put in order once more: all of it is in memory anyway, as one product.
+        ctx.save_for_backward(query, key, value, weights)
+        ctx.heads, ctx.level, ctx.seed = heads, level, seed
+        return kernels.merged(dropped @ v, heads)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        *inputs, weights = ctx.saved_tensors
+        q, k, v, g = (kernels.rows(x, ctx.heads) for x in (*inputs, grad))
+        small = q.shape[-1] ** -0.5
+        slope, dropped = g @ v.transpose(1, 2), torch.empty_like(weights) if ctx.level else weights
+        call("softmax_backward", g, slope, weights, dropped, weights[..., 0].numel(), weights.shape[2], ctx.level, ctx.seed)
+        dv = dropped.transpose(1, 2) @ g
+        dq, dk = kernels.product(slope, k, small), kernels.product(slope.transpose(1, 2), q, small)
+        return *(kernels.merged(d, ctx.heads) for d in (dq, dk, dv)), None, None, None
+
+
+class _Convolve(Function):
+    @staticmethod
+    def forward(ctx, x, logits, near):  # type: ignore[no-untyped-def]
+        weights, y = torch.empty(logits.shape), torch.empty(x.shape, dtype=x.dtype)
+        call("softmax_of_taps", x, logits, weights, weights[..., 0].numel(), weights.shape[-1])
+        call("convolve", x, x, weights, near, y, *_sizes(x, weights), x.stride(1), 0)
+        ctx.save_for_backward(x, weights, near)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, weights, near = ctx.saved_tensors
+        grad, sizes = grad.contiguous(), _sizes(x, weights)
+        dx, dlogits = torch.empty_like(grad), torch.empty(weights.shape, dtype=x.dtype)
+        call("convolve", x, grad, weights, near, dx, *sizes, grad.stride(1), 1)
+        call("convolve_logits", x, grad, x, weights, near, dlogits, *sizes, x.stride(1))
+        return dx, dlogits, None
+
+
+def _sizes(x: Tensor, weights: Tensor) -> tuple[int, ...]:
+    rows, length, heads, kernel = weights.shape
+    return rows, length, heads, x.shape[-1] // heads, kernel
+
+
+class _Depthwise(Function):
+    @staticmethod
+    def forward(ctx, x, weight):  # type: ignore[no-untyped-def]
+        taps, y = weight.detach()[:, 0].t().float().contiguous(), torch.empty_like(x)
+        ctx.save_for_backward(x, taps)
+        call("depthwise", x, x, taps, y, *x.shape, len(taps), 0)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, taps = ctx.saved_tensors
+        grad, dx, dtaps = grad.contiguous(), torch.empty_like(x), torch.empty_like(taps)
+        call("depthwise", x, grad, taps, dx, *x.shape, len(taps), 1)
+        call("depthwise_taps", x, x, grad, dtaps, *x.shape, len(taps))
+        return dx, dtaps.t()[:, None]

@@ -1,0 +1,87 @@
+"""Build the passes over memory in `passes/` with the compiler of the machine, once, and call them on tensors.
+
+The first call takes some seconds; what was built is kept in the cache folder of the user, under a name that depends on the
+source, the compiler and the processor.  Where there is no compiler, or the variable LAYERWRIGHT_NATIVE is 0, nothing here
+runs, and `kernels` computes the same from operations of PyTorch.  The functions share PyTorch's threads.
+"""
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import torch
+from torch import Tensor
+
+SOURCES = Path(__file__).parent / "passes"
+FLAGS = ("-std=c++20", "-O3", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
+NUMBERS = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
+
+
+def serves(x: Tensor) -> bool:
+    """Return whether the functions can be called on such a tensor here."""
+    return x.dtype in NUMBERS and x.device.type == "cpu" and library() is not None
+
+
+def call(name: str, like: Tensor, *arguments: Tensor | int | float | None) -> None:
+    """Call a pass for numbers like those of a tensor; the tensors must be contiguous."""
+    _function(name, like.dtype)(*(_raw(argument) for argument in arguments))
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """Return the functions, building them where that was not done yet; None where it cannot be done."""
+    if os.environ.get("LAYERWRIGHT_NATIVE") == "0" or platform.system() != "Linux":
+        return None
+    compiler = shutil.which(os.environ.get("CXX", "g++"))
+    if compiler is None:
+        return None
+    try:
+        return ctypes.CDLL(str(_built(compiler)))
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _built(compiler: str) -> Path:
+    sources, flags = sorted(SOURCES.iterdir()), (*FLAGS, "-mcpu=native" if platform.machine() == "aarch64" else "-march=native")
+    version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
+    known = [*(source.read_bytes() for source in sources), version, _processor().encode(), " ".join(flags).encode()]
+    mark = hashlib.sha256(b"\0".join(known)).hexdigest()[:16]
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerwright"
+    target = folder / f"native-{mark}.so"
+    if not target.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=folder) as scratch:
+            made = Path(scratch) / target.name
+            files = [str(source) for source in sources if source.suffix == ".cpp"]
+            subprocess.run([compiler, *flags, *files, "-o", str(made)], capture_output=True, check=True)
+            made.replace(target)
+    return target
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    return "".join(sorted({line for line in lines if line.startswith(("model name", "flags", "Features", "CPU part"))}))
+
+
+@cache
+def _function(name: str, dtype: torch.dtype) -> Callable[..., None]:
+    passes = library()
+    assert passes is not None
+    address = ctypes.c_void_p.in_dll(passes, f"{name}_{NUMBERS[dtype]}").value
+    assert address is not None
+    return ctypes.CFUNCTYPE(None)(address)
+
+
+def _raw(argument: Tensor | int | float | None) -> object:
+    if isinstance(argument, Tensor):
+        return ctypes.c_void_p(argument.data_ptr())
+    if argument is None:
+        return ctypes.c_void_p(None)
+    return ctypes.c_double(argument) if isinstance(argument, float) else ctypes.c_int64(argument)

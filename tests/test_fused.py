@@ -1,0 +1,300 @@
+"""The compiled passes against the plain expressions: values, gradients, chance; and where they must not run."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from layerwright import fused, kernels, native
+from layerwright.architecture import Architecture
+from layerwright.backbone import Backbone
+from layerwright.kernels import plain
+from layerwright.layers import Context, convolution
+
+needs_compiler = pytest.mark.skipif(native.library() is None, reason="there is no C++ compiler here")
+DTYPES = [(torch.float32, 2e-5), (torch.bfloat16, 3e-2)]
+MASK = torch.tensor([[True] * 9, [False, True, True, True, True, False, True, False, False], [False] * 9])
+DOCUMENTS = torch.tensor([[0, 0, 0, 1, 1, 1, 1, 2, 2], [0, 0, 1, 1, 1, 2, 2, 2, 2], [0] * 9])
+CONTEXTS = [Context(), Context(MASK), Context(None, DOCUMENTS), Context(MASK, DOCUMENTS)]
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """Which passes ran."""
+    names: list[str] = []
+    run = native.call
+    monkeypatch.setattr(fused, "call", lambda name, *rest: (names.append(name), run(name, *rest)))
+    return names
+
+
+def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape).to(dtype).requires_grad_()
+
+
+def both_ways(function, *inputs: Tensor, tolerance: float, weights: tuple[Tensor, ...] = ()) -> None:
+    """Hold that values and gradients are those of the plain expressions, as a share of their norm."""
+    outcomes = []
+    for ways in (None, plain()):
+        with torch.autocast("cpu", torch.bfloat16, enabled=inputs[0].dtype == torch.bfloat16):
+            if ways is None:
+                y = function(*inputs)
+            else:
+                with ways:
+                    y = function(*inputs)
+        slope = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+        outcomes.append([y, *torch.autograd.grad(y, [*inputs, *weights], slope)])
+    for found, expected in zip(*outcomes, strict=True):
+        assert found.shape == expected.shape
+        difference = (found.float() - expected.float()).norm()
+        assert difference <= tolerance * expected.float().norm() + 1e-12
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize("heads", [1, 3])
+def test_attend_is_attention_over_what_is_visible(dtype, tolerance, context, heads, counted):
+    def function(q, k, v):
+        return fused.attend(q, k, v, heads=heads, visible=context.visible(), p=0.0)
+
+    both_ways(function, *(leaf(3, 9, 6, dtype=dtype) for _ in range(3)), tolerance=tolerance)
+    assert ("softmax" in counted) == (dtype == torch.bfloat16)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("width", [5, 16, 37, 64, 200])
+def test_a_residual_and_its_norm(dtype, tolerance, width, counted):
+    norm = nn.LayerNorm(width)
+    nn.init.uniform_(norm.weight)
+    nn.init.uniform_(norm.bias)
+
+    def function(x, y):
+        return fused.add_norm(x, y, norm, 0.0)
+
+    both_ways(
+        function, leaf(3, 70, width, dtype=dtype), leaf(3, 70, width, dtype=dtype), tolerance=tolerance, weights=(norm.bias,)
+    )
+    assert counted.count("add_norm") == 1
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+def test_maps_of_one_input_are_one_product(dtype, tolerance, counted):
+    maps = [nn.Linear(12, size) for size in (5, 1, 20)]
+    weights = tuple(parameter for linear in maps for parameter in linear.parameters())
+    both_ways(lambda x: torch.cat(fused.project(x, *maps), -1), leaf(3, 9, 12, dtype=dtype), tolerance=tolerance, weights=weights)
+    assert counted == ["column_sums"]
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("rows", [1, fused.CHUNK // 8 + 1])
+def test_a_feed_forward_layer(dtype, tolerance, rows):
+    up, out = nn.Linear(8, 24), nn.Linear(24, 8)
+    weights = (*up.parameters(), *out.parameters())
+    x = leaf(rows, 10, 8, dtype=dtype)
+    both_ways(lambda x: fused.feed_forward(3 * x, up, out), x, tolerance=tolerance, weights=weights)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 3e-7), (torch.bfloat16, 4e-3)])
+def test_gelu_and_its_slope_everywhere(dtype, tolerance):
+    x = torch.linspace(-40, 40, 40_001).to(dtype)[:, None].contiguous()
+    found, none = torch.empty_like(x), torch.zeros(1)
+    native.call("gelu", x, x, none, found, *x.shape)
+    exact = x.double().requires_grad_()
+    expected = torch.nn.functional.gelu(exact)
+    assert ((found.double() - expected).abs() <= tolerance * (0.1 + exact.abs())).all()
+    slope, total = torch.ones_like(x), torch.empty(1)
+    native.call("gelu_backward", x, x, none, slope, found, total, *x.shape)
+    (wanted,) = torch.autograd.grad(expected.sum(), exact)
+    assert ((slope.double() - wanted).abs() <= 2 * tolerance).all()
+    assert total.item() == pytest.approx(wanted.sum().item(), rel=1e-3)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("context", CONTEXTS)
+@pytest.mark.parametrize(("heads", "size", "kernel"), [(1, 5, 3), (3, 16, 1), (2, 83, 15)])
+def test_convolve_mixes_neighbours(dtype, tolerance, context, heads, size, kernel, counted):
+    def function(x, logits):
+        return convolution.convolve(x, logits, context)
+
+    both_ways(function, leaf(3, 9, heads * size, dtype=dtype), leaf(3, 9, heads, kernel, dtype=dtype), tolerance=tolerance)
+    assert "convolve" in counted
+
+
+@needs_compiler
+def test_convolve_reads_part_of_a_wider_product():
+    wide, logits = leaf(2, 9, 40), leaf(2, 9, 2, 5)
+
+    def function(wide, logits):
+        return convolution.convolve(wide[..., 8:24], logits, Context())
+
+    both_ways(function, wide, logits, tolerance=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width", "kernel"), [(3, 3), (64, 9), (90, 31)])
+def test_depthwise_is_conv1d(dtype, width, kernel, counted):
+    x, weight = leaf(3, 20, width, dtype=dtype), leaf(width, 1, kernel)
+    found = convolution.depthwise(x, weight, Context())
+    exact = [value.detach().double().requires_grad_() for value in (x, weight)]
+    expected = convolution.depthwise(*exact, Context())
+    slope = torch.randn(expected.shape).to(dtype)
+    pairs = zip(
+        [found, *torch.autograd.grad(found, (x, weight), slope)],
+        [expected, *torch.autograd.grad(expected, exact, slope.double())],
+        strict=True,
+    )
+    for mine, theirs in pairs:
+        assert (mine.double() - theirs).norm() <= (1e-6 if dtype == torch.float32 else 4e-3) * theirs.norm()
+    assert counted == ["depthwise", "depthwise", "depthwise_taps"]
+
+
+@needs_compiler
+def test_dropout_of_a_residual_drops_the_same_both_ways():
+    x, y, norm = torch.zeros(40, 25, 32), leaf(40, 25, 32), nn.LayerNorm(32)
+    p = 0.25
+    fused.add_norm(x, y, norm, p).backward(torch.randn(40, 25, 32))
+    kept = y.grad != 0
+    share = kept.float().mean().item()
+    assert abs(share - (1 - p)) < 4 * (p * (1 - p) / y.numel()) ** 0.5
+    torch.manual_seed(3)
+    first = fused.add_norm(x, y, norm, p)
+    torch.manual_seed(3)
+    (slope,) = torch.autograd.grad(fused.add_norm(x, y, norm, p), y, torch.randn(40, 25, 32))
+    # What was dropped has no gradient, and no part in the result.
+    with torch.no_grad():
+        torch.manual_seed(3)
+        changed = fused.add_norm(x, torch.where(slope == 0, 100.0, y), norm, p)
+    torch.testing.assert_close(changed, first)
+    assert not torch.equal(fused.add_norm(x, y, norm, p), first)
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_of_attention_is_one_linear_map_of_the_values(dtype):
+    q, k, v = (leaf(4, 64, 32, dtype=dtype) for _ in range(3))
+    torch.manual_seed(5)
+    y = fused.attend(q, k, v, heads=2, visible=None, p=0.5)
+    g = torch.randn(y.shape).to(dtype)
+    (dv,) = torch.autograd.grad(y, v, g)
+    # <g, A v> = <A^T g, v>: the weights that were dropped are the same in both directions.
+    left, right = (g.double() * y.double()).sum(), (dv.double() * v.double()).sum()
+    assert abs(left - right) < (1e-5 if dtype == torch.float32 else 2e-2) * y.double().norm() * g.double().norm() / 8
+    with torch.no_grad():
+        even = fused.attend(q * 0, k * 0, torch.ones_like(v), heads=2, visible=None, p=0.5).float()
+    assert abs(even.mean().item() - 1) < 0.02
+    assert even.std() > 0.05
+
+
+@needs_compiler
+def test_slopes_of_attention_with_dropout_are_those_of_differences():
+    q, k, v = (leaf(1, 6, 8) for _ in range(3))
+    g = torch.randn(1, 6, 8)
+
+    def value(q, k, v):
+        torch.manual_seed(11)
+        return (fused.attend(q, k, v, heads=2, visible=None, p=0.3) * g).sum()
+
+    grads = torch.autograd.grad(value(q, k, v), (q, k, v))
+    with torch.no_grad():
+        for which in range(3):
+            step = 1e-2 * torch.randn(1, 6, 8)
+            up, down = ([x + sign * step if at == which else x for at, x in enumerate((q, k, v))] for sign in (1, -1))
+            difference = (value(*up) - value(*down)).item() / 2
+            assert difference == pytest.approx((grads[which] * step).sum().item(), rel=2e-2, abs=2e-5)
+
+
+@needs_compiler
+def test_sums_do_not_depend_on_the_number_of_threads():
+    norm, outcomes = nn.LayerNorm(24), []
+    x, y, g = (torch.randn(3, 200, 24) for _ in range(3))
+    threads = torch.get_num_threads()
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            torch.manual_seed(0)
+            outcomes.append(torch.autograd.grad(fused.add_norm(x, y, norm, 0.1), [norm.weight, norm.bias], g))
+    finally:
+        torch.set_num_threads(threads)
+    for other in outcomes[1:]:
+        for a, b in zip(outcomes[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
+@needs_compiler
+def test_a_map_that_somebody_has_wrapped_is_called():
+    maps, seen = [nn.Linear(4, 4), nn.Linear(4, 4)], []
+    maps[1].register_forward_hook(lambda *rest: seen.append(rest[-1]))
+    x = torch.randn(1, 3, 4)
+    found = fused.project(x, *maps)
+    assert len(seen) == 1
+    assert torch.equal(found[1], seen[0])
+    feed = nn.Linear(4, 4)
+    feed.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 0,))
+    torch.testing.assert_close(fused.feed_forward(x, maps[0], feed), feed.bias.expand(1, 3, 4))
+
+
+def test_frozen_weights_get_no_gradient():
+    linear = nn.Linear(4, 4).requires_grad_(False)
+    x = leaf(1, 3, 4)
+    fused.project(x, linear)[0].sum().backward()
+    assert x.grad is not None
+    assert linear.weight.grad is None
+
+
+@pytest.mark.parametrize("change", [{"LAYERWRIGHT_NATIVE": "0"}, {"CXX": "false"}, {"CXX": "no-such-compiler"}])
+def test_without_a_compiler_the_same_is_computed(change, tmp_path):
+    text = "32 vocab=50: attn conv mixed ffn"
+    code = f"""
+import torch
+from layerwright import native
+from layerwright.architecture import Architecture
+from layerwright.backbone import Backbone
+torch.manual_seed(0)
+net = Backbone(Architecture.parse({text!r}), 0.0)
+states = net(torch.arange(40).view(2, 20))
+states.square().sum().backward()
+assert native.library() is None
+torch.save([states.detach(), *(parameter.grad for parameter in net.parameters())], {str(tmp_path / "found")!r})
+"""
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path)} | change
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+    found = torch.load(tmp_path / "found", weights_only=True)
+    torch.manual_seed(0)
+    net = Backbone(Architecture.parse(text), 0.0)
+    states = net(torch.arange(40).view(2, 20))
+    states.square().sum().backward()
+    for mine, theirs in zip([states.detach(), *(parameter.grad for parameter in net.parameters())], found, strict=True):
+        assert (mine - theirs).norm() <= 1e-4 * theirs.norm() + 1e-4
+
+
+@needs_compiler
+def test_nothing_of_this_runs_where_the_plain_forms_are_asked_for(counted):
+    net = Backbone(Architecture.parse("32 vocab=50: attn conv sdconv mixed ffn"), 0.1)
+    with plain():
+        net(torch.arange(20)[None])
+    net.double()(torch.arange(20)[None])
+    assert counted == []
+    net.float()(torch.arange(20)[None])
+    assert {"add_norm", "convolve", "depthwise", "gelu", "softmax"} <= set(counted)
+
+
+@needs_compiler
+def test_half_precision_weights_train_too():
+    net = Backbone(Architecture.parse("32 vocab=50: attn conv mixed ffn"), 0.1).bfloat16()
+    net(torch.arange(40).view(2, 20)).float().square().sum().backward()
+    assert all(parameter.grad.dtype == torch.bfloat16 for parameter in net.parameters() if parameter.grad is not None)
+    assert kernels.fast(net.embed.token.weight)
