@@ -12,6 +12,7 @@ from scipy import stats
 from seqeval import metrics as seqeval
 from sklearn import metrics
 
+from layerwright.tasks.conll import fault_of
 from layerwright.tasks.examples import Answer, Choice, Examples, Row, Span, Tagged
 from layerwright.tasks.metrics import metric_names, score
 
@@ -47,6 +48,19 @@ def test_classes_equal_scikit_learn(classes, seed):
     assert learned == (len(set(guess)) > 1)
 
 
+@pytest.mark.parametrize(
+    ("truth", "guess"), [([0] * 4, [0] * 4), ([1] * 4, [1] * 4), ([1] * 3, [0] * 3), ([0, 1], [1, 0]), ([1], [1])]
+)
+def test_one_class_alone_is_scored_as_scikit_learn_scores_it(truth, guess):
+    names = ("accuracy", "matthews", "f1", "macro_f1")
+    scores, _ = score("classification", names, classified(truth, LABELS[2]), guess)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = (metrics.accuracy_score, metrics.matthews_corrcoef, metrics.f1_score)
+        assert list(scores.values())[:3] == pytest.approx([one(truth, guess) for one in expected])
+        assert scores["macro_f1"] == pytest.approx(metrics.f1_score(truth, guess, average="macro"))
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_numbers_equal_scipy_ties_included(seed):
     chance = Random(seed)
@@ -71,6 +85,16 @@ def test_groups_are_right_when_all_their_rows_are():
     right = [all(truth[n] == guess[n] for n in range(40) if groups[n] == group) for group in sorted(set(groups))]
     assert scores == pytest.approx({"f1": metrics.f1_score(truth, guess), "exact_match": np.mean(right)})
     assert 0 < scores["exact_match"] < scores["f1"]
+
+
+@pytest.mark.parametrize("options", [2, 5])
+def test_choices_equal_scikit_learn(options):
+    chance = Random(options)
+    truth = [chance.randrange(options) for _ in range(40)]
+    guess = [label if chance.random() < 0.5 else chance.randrange(options) for label in truth]
+    rows = tuple(Choice(str(n), "x", tuple("abcde"[:options]), label) for n, label in enumerate(truth))
+    scores, learned = score("choices", ("accuracy",), Examples("made", "choices", (), rows), guess)
+    assert (scores, learned) == ({"accuracy": pytest.approx(metrics.accuracy_score(truth, guess))}, True)
 
 
 def test_choices():
@@ -144,16 +168,32 @@ def tagged(truth: list[list[str]], labels: tuple[str, ...] = TAGS) -> Examples[T
     return Examples("made", "tags", labels, tuple(Tagged(str(n), tuple(tags), tuple(tags)) for n, tags in enumerate(truth)))
 
 
+HYPHENED = ("O", "B-work", "I-work", "B-creative-work", "I-creative-work")
+
+
+def legal(tags: list[str]) -> list[str]:
+    """The same with a B- wherever an entity must begin."""
+    return [
+        tag if not tag.startswith("I-") or before[2:] == tag[2:] else f"B-{tag[2:]}"
+        for before, tag in zip(["O", *tags], tags, strict=False)
+    ]
+
+
+@pytest.mark.parametrize("names", [TAGS, HYPHENED])
 @pytest.mark.parametrize("seed", range(10))
-def test_entities_equal_seqeval_legal_or_not(seed):
+def test_entities_equal_seqeval_legal_or_not(seed, names):
     chance = Random(seed)
-    truth = [chance.choices(TAGS, k=chance.randint(1, 9)) for _ in range(60)]
-    guess = [[tag if chance.random() < 0.7 else chance.choice(TAGS) for tag in tags] for tags in truth]
+    truth = [chance.choices(names, k=chance.randint(1, 9)) for _ in range(60)]
+    if seed % 2:
+        truth = [legal(tags) for tags in truth]
+        assert all(fault_of(tags, names) is None for tags in truth)
+    guess = [[tag if chance.random() < 0.7 else chance.choice(names) for tag in tags] for tags in truth]
+    assert any(fault_of(tags, names) for tags in guess)
     if seed == 0:
         guess = [["O"] * len(tags) for tags in truth]
     if seed == 1:
         truth = [["O"] * len(tags) for tags in truth]
-    examples = tagged(truth)
+    examples = tagged(truth, names)
     scores, learned = score("tags", metric_names(examples), examples, guess)
     expected = {
         "entity_f1": seqeval.f1_score(truth, guess, zero_division=0),
