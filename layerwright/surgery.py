@@ -25,7 +25,7 @@ UNITS: tuple[str, ...] = get_args(Unit)
 Span = int | slice | str
 T = TypeVar("T")
 
-_LAYER = re.compile(r"(?P<prefix>(?:backbone\.)?)layers\.(?P<place>\d+)\.(?P<rest>.+)")
+_LAYER = re.compile(r"(?:backbone\.)?layers\.(?P<place>\d+)\.(?P<rest>.+)")
 
 
 class Graft(NamedTuple):
@@ -235,7 +235,7 @@ def carry(edit: Edit, weights: Mapping[str, T], grafts: Mapping[str, Mapping[str
     Raises:
         ValueError: the weights of a model that layers were taken from are not given.
     """
-    prefix = next((match["prefix"] for name in weights if (match := _LAYER.fullmatch(name))), "")
+    prefix = "backbone." if any(name.startswith("backbone.") for name in weights) else ""
     own, theirs = _by_layer(weights), {model: _by_layer(named) for model, named in (grafts or {}).items()}
     carried = {name: weight for name, weight in weights.items() if not _LAYER.fullmatch(name)}
     for to, source in enumerate(edit.sources):
