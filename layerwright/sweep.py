@@ -7,6 +7,7 @@ part (`prefixes`), and the numbers are, to the last bit, those of the edited mod
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple, cast
@@ -191,22 +192,23 @@ class _Totals:
         names = list(Effect.model_fields) if self.model else ["cosine", "l2"]
         self.sums = {name: torch.zeros(orders, dtype=torch.float64) for name in names}
         self.counts = dict.fromkeys(names, 0)
-        self.final = self.logits = self.probabilities = torch.empty(0)
+        self.final = torch.empty(0)
+        self.first: _Predicted | None = None
 
     def add(self, place: int, final: Tensor, reading: Reading) -> None:
         """Add what a batch says of an order; the first of a batch is the one that the others are compared with."""
         x = final[reading.real].float()
-        logits = None if self.model is None else self._read(final, reading)
-        if place == 0:
-            self.final = x
-            if logits is not None:
-                self.logits, self.probabilities = logits, logits.softmax(-1)
+        self.final = x if place == 0 else self.final
         found = {
             "cosine": F.cosine_similarity(x, self.final, dim=-1),
             "l2": (x - self.final).norm(dim=-1) / self.final.norm(dim=-1),
         }
-        if logits is not None:
-            found |= self._predictions(logits, reading)
+        if self.model is not None:
+            predicted = _Predicted.of(self.model, final[reading.places[:, 0], reading.places[:, 1]])
+            self.first = predicted if place == 0 or self.first is None else self.first
+            right = predicted.likeliest == reading.tokens
+            found |= {"agreement": predicted.likeliest == self.first.likeliest, "kl": self.first.divergence(predicted)}
+            found |= {"recovered": right[~reading.masked], "accuracy": right[reading.masked]}
         for name, values in found.items():
             self.sums[name][place] += float(values.double().sum())
             self.counts[name] += len(values) if place == 0 else 0
@@ -217,20 +219,31 @@ class _Totals:
         orders = len(self.sums["cosine"])
         return [{name: float(self.sums[name][place]) / self.counts[name] for name in known} for place in range(orders)]
 
-    def _read(self, final: Tensor, reading: Reading) -> Tensor:
-        """Return the logits [N, V] of the output layer at the tokens asked for."""
-        assert self.model is not None
-        head, embedding = cast(MaskedHead, self.model.head), self.model.backbone.embed.token.weight
-        return torch.as_tensor(head(final[reading.places[:, 0], reading.places[:, 1]], embedding)).float()
 
-    def _predictions(self, logits: Tensor, reading: Reading) -> dict[str, Tensor]:
-        likeliest = logits.argmax(-1)
-        right = likeliest == reading.tokens
+@dataclass(frozen=True)
+class _Predicted:
+    """What the output layer predicts at some tokens: logits [N, V], the likeliest token, and the logarithm of all mass."""
+
+    logits: Tensor
+    likeliest: Tensor
+    mass: Tensor
+
+    @classmethod
+    def of(cls, model: LayerwrightForMaskedLM, states: Tensor) -> "_Predicted":
+        """Read states [N, D]."""
+        logits = torch.as_tensor(cast(MaskedHead, model.head)(states, model.backbone.embed.token.weight)).float()
+        return cls(logits, logits.argmax(-1), logits.logsumexp(-1))
+
+    @cached_property
+    def probabilities(self) -> Tensor:
+        """Return the probabilities [N, V]."""
+        return (self.logits - self.mass[:, None]).exp_()
+
+    def divergence(self, other: "_Predicted") -> Tensor:
+        """Return the KL divergence of another prediction from this one, [N]."""
         # Written so that equal logits diverge by zero, not by the rounding of a softmax.
-        gap = torch.einsum("nv,nv->n", self.probabilities, self.logits - logits)
-        kl = (gap + logits.logsumexp(-1) - self.logits.logsumexp(-1)).clamp(min=0)
-        agreement = likeliest == self.logits.argmax(-1)
-        return {"agreement": agreement, "kl": kl, "recovered": right[~reading.masked], "accuracy": right[reading.masked]}
+        gap = torch.einsum("nv,nv->n", self.probabilities, self.logits - other.logits)
+        return (gap + other.mass - self.mass).clamp(min=0)
 
 
 class _Spread:
