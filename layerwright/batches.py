@@ -31,14 +31,16 @@ class Batch:
     """Rows of tokens, and what a model must know to learn from them.
 
     ids, segments: int64 [B, L]; segments None: all 0.  mask: bool [B, L], None where every token is real.  labels: of
-    the tokens or rows.  dice: float32 [B, L, 3], uniform in [0, 1): is a token chosen, how is it corrupted, what is put
-    in its place.  arch: the sub-network to run, when the model is a supernet.
+    the tokens or rows.  documents: int64 [B, L], equal where tokens see each other; None: all of a row do.  dice: float32
+    [B, L, 3], uniform in [0, 1): is a token chosen, how is it corrupted, what is put in its place.  arch: the sub-network to
+    run, when the model is a supernet.
     """
 
     ids: Tensor
     mask: Tensor | None = None
     segments: Tensor | None = None
     labels: Tensor | None = None
+    documents: Tensor | None = None
     dice: Tensor | None = None
     arch: Architecture | None = None
 

@@ -1,6 +1,7 @@
 """What pre-training minimises: masked language modelling, and replaced-token detection.
 
-An objective maps a batch to a loss and owns its heads.  The number of chosen positions a row is fixed, so shapes are
+An objective maps a batch to a loss and owns its heads.  It asks its backbone one question and judges the answer, so that a
+question can be asked many sub-networks of a supernet.  The number of chosen positions a row is fixed, so shapes are
 static and the output layer, the dearest matrix of a small model, runs on those positions only.
 """
 
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 from .backbone import Backbone
 from .batches import Batch
 from .heads import MaskedHead, ReplacedHead
-from .kernels import settle, surprise
+from .fused import surprise
+from .kernels import settle
 from .supernet import Supernet
 from .vocabulary import Special
 
@@ -30,6 +32,19 @@ class Choice(NamedTuple):
 
     places: Tensor
     real: Tensor
+
+
+class Question(NamedTuple):
+    """What a backbone is asked of a batch: ids [B, L] to read in place of the batch's; and what the answer is judged by.
+
+    replaced: bool [B, L], and masked, the loss of the generator: of replaced-token detection only.
+    """
+
+    batch: Batch
+    ids: Tensor
+    choice: Choice
+    replaced: Tensor | None = None
+    masked: Tensor | None = None
 
 
 def choose(batch: Batch, rate: float, special: Special) -> Choice:
@@ -76,20 +91,36 @@ class MaskedLM(nn.Module):
 
     def forward(self, batch: Batch) -> Loss:
         """Return the cross-entropy in nats a chosen token, and the share predicted right."""
-        choice = choose(batch, self.rate, self.special)
-        nats, likeliest = self.predict(batch, choice)
-        loss = mean(nats, choice.real)
+        question = self.ask(batch)
+        return self.judge(encode(self.backbone, batch, question.ids), question)
+
+    def ask(self, batch: Batch) -> Question:
+        """Choose tokens and corrupt them."""
+        return self._masked(batch, choose(batch, self.rate, self.special))
+
+    def judge(self, states: Tensor, question: Question) -> Loss:
+        """Return the loss of the states [B, L, D] that a backbone made of the question."""
+        nats, likeliest = self._guess(states, question)
+        loss = mean(nats, question.choice.real)
         if self.training:
             return Loss(loss, {})
-        right = likeliest == batch.ids.gather(1, choice.places).flatten()
-        return Loss(loss, {"accuracy": mean(right.float(), choice.real)})
+        right = likeliest == question.batch.ids.gather(1, question.choice.places).flatten()
+        return Loss(loss, {"accuracy": mean(right.float(), question.choice.real)})
 
     def predict(self, batch: Batch, choice: Choice, chance: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Corrupt the chosen tokens and predict them: nats [B * M], and a token for each, drawn by chance or the likeliest."""
+        question = self._masked(batch, choice)
+        return self._guess(encode(self.backbone, batch, question.ids), question, chance)
+
+    def _masked(self, batch: Batch, choice: Choice) -> Question:
         targets = batch.ids.gather(1, choice.places)
-        ids = batch.ids.scatter(1, choice.places, self.corrupt(targets, batch, choice))
-        features = self.head.features(at(encode(self.backbone, batch, ids), choice.places).flatten(0, 1))
-        return surprise(features, self.backbone.embed.token.weight, self.head.bias, targets.flatten(), chance)
+        return Question(batch, batch.ids.scatter(1, choice.places, self.corrupt(targets, batch, choice)), choice)
+
+    def _guess(self, states: Tensor, question: Question, chance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        places = question.choice.places
+        features = self.head.features(at(states, places).flatten(0, 1))
+        targets = question.batch.ids.gather(1, places).flatten()
+        return surprise(features, self.backbone.embed.token.weight, self.head.bias, targets, chance)
 
     def corrupt(self, targets: Tensor, batch: Batch, choice: Choice) -> Tensor:
         """Return what stands at the chosen positions instead of the targets [B, M]."""
@@ -122,14 +153,26 @@ class ReplacedTokenDetection(nn.Module):
 
     def forward(self, batch: Batch) -> Loss:
         """Return the generator's loss plus `weight` times the discriminator's, both apart, and how often that is right."""
+        question = self.ask(batch)
+        return self.judge(encode(self.backbone, batch, question.ids), question)
+
+    def ask(self, batch: Batch) -> Question:
+        """Let the generator fill masked tokens."""
         choice = choose(batch, self.generator.rate, self.generator.special)
         chance = at(batch.dice, choice.places)[..., 2].flatten()  # type: ignore[arg-type]
         nats, drawn = self.generator.predict(batch, choice, chance)
         masked = settle(mean(nats, choice.real), self.generator.parameters())
         ids, replaced = self.fill(batch, choice, drawn)
-        guesses = self.head(encode(self.backbone, batch, ids)).float()
-        detected = mean(F.binary_cross_entropy_with_logits(guesses, replaced.float(), reduction="none"), batch.mask)
-        right = mean(((guesses > 0) == replaced).float(), batch.mask)
+        return Question(batch, ids, choice, replaced, masked)
+
+    def judge(self, states: Tensor, question: Question) -> Loss:
+        """Return the loss of the states [B, L, D] that a backbone made of the question."""
+        mask, replaced, masked = question.batch.mask, question.replaced, question.masked
+        assert replaced is not None
+        assert masked is not None
+        guesses = self.head(states).float()
+        detected = mean(F.binary_cross_entropy_with_logits(guesses, replaced.float(), reduction="none"), mask)
+        right = mean(((guesses > 0) == replaced).float(), mask)
         parts = {"masked": masked.detach(), "replaced": detected.detach(), "accuracy": right}
         return Loss(masked + self.weight * detected, parts)
 
@@ -142,13 +185,17 @@ class ReplacedTokenDetection(nn.Module):
 
 def encode(net: Backbone | Supernet, batch: Batch, ids: Tensor) -> Tensor:
     """Run a backbone, or the sub-network that the batch names: ids [B, L] -> [B, L, D]."""
-    # Rows of two segments also train an architecture that knows of one only.
-    segments = batch.segments if net.arch.segments > 1 else None
+    given = (ids, batch.mask, segments_of(net, batch), batch.documents)
     if isinstance(net, Supernet):
         if batch.arch is None:
             raise ValueError("a supernet needs batches that name an architecture")
-        return torch.as_tensor(net(ids, batch.mask, segments, arch=batch.arch))
-    return torch.as_tensor(net(ids, batch.mask, segments))
+        return torch.as_tensor(net(*given, arch=batch.arch))
+    return torch.as_tensor(net(*given))
+
+
+def segments_of(net: Backbone | Supernet, batch: Batch) -> Tensor | None:
+    """Return the segments that a network reads: rows of two also train an architecture that knows of one only."""
+    return batch.segments if net.arch.segments > 1 else None
 
 
 def at(states: Tensor, places: Tensor) -> Tensor:

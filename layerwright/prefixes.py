@@ -5,8 +5,9 @@ depth-first order of the tree of their beginnings, so that a state is kept only 
 come.
 """
 
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 State = TypeVar("State")
 Choice = TypeVar("Choice", bound=Hashable)
@@ -49,3 +50,37 @@ def applications(sequences: Sequence[Sequence[Hashable]]) -> int:
     (5, 7)
     """
     return len({tuple(sequence[:end]) for sequence in sequences for end in range(1, len(sequence) + 1)})
+
+
+class Beginnings(Generic[Choice, State]):
+    """Run sequences that come one at a time, and keep the states after what most of them begin with.
+
+    The states kept take at most `room` bytes, as `size` tells them.  One that was used less goes before one that was used more,
+    the older first of two: what parents begin with, their children use again.
+    """
+
+    def __init__(self, room: int, size: Callable[[State], int]) -> None:
+        self.room, self.size = room, size
+        self.taken = self.applied = 0
+        self._kept: dict[tuple[Choice, ...], State] = {}
+        self._uses: Counter[tuple[Choice, ...]] = Counter()
+
+    def run(self, sequence: Sequence[Choice], start: State, apply: Callable[[State, Choice], State]) -> State:
+        """Return the state that a sequence leads to from `start`, always the same; it goes on from the longest beginning kept."""
+        beginnings = [tuple(sequence[:end]) for end in range(1, len(sequence))]
+        self._uses.update(beginnings)
+        known = next((at for at in range(len(beginnings), 0, -1) if beginnings[at - 1] in self._kept), 0)
+        state = self._kept[beginnings[known - 1]] if known else start
+        for at in range(known, len(sequence)):
+            state = apply(state, sequence[at])
+            self.applied += 1
+            if at < len(beginnings):
+                self._keep(beginnings[at], state)
+        return state
+
+    def _keep(self, beginning: tuple[Choice, ...], state: State) -> None:
+        self._kept[beginning] = state
+        self.taken += self.size(state)
+        while self.taken > self.room:
+            least = min(self._kept, key=self._uses.__getitem__)
+            self.taken -= self.size(self._kept.pop(least))

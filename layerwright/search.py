@@ -26,7 +26,8 @@ from .console import track, warn
 from .corpus import Corpus
 from .errors import Interrupted
 from .objectives import MaskedLM
-from .pretrain import Objective, PretrainSettings, held_out, make_objective, pretrain, score, seconds_per_step
+from .population import Population
+from .pretrain import Objective, PretrainSettings, held_out, make_objective, pretrain, seconds_per_step
 from .settings import sync_folder, write_atomically
 from .space import Space
 from .strategies import StrategySettings, Trial, at_random
@@ -54,7 +55,8 @@ class SearchSettings(BaseModel):
     supernet, retrain: the trainings. Minutes of `retrain` are those of the interleaved baseline, and the others get as many
     steps. top: best candidates to retrain. spread: others, evenly over the ranking, with one seed. baselines: interleaved,
     sandwich, random (one of the space), presets or texts. seeds: trainings of each of the top and the baselines. storage: URL of
-    an Optuna storage instead of the file study.db.
+    an Optuna storage instead of the file study.db. gigabytes: memory for what candidates begin with, so that
+    others that begin so need not compute it; scores do not depend on it.
 
     Masked language modelling is the default because its scores compare: replaced tokens are the harder to tell the better
     the generator is, and every architecture trains its own.
@@ -83,6 +85,7 @@ class SearchSettings(BaseModel):
     evaluate_rows: int = Field(256, ge=1)
     seed: int = 0
     storage: str | None = None
+    gigabytes: float = Field(2.0, ge=0)
 
     def training(self, arch: Architecture | Space, plan: Plan, seed: int = 0) -> PretrainSettings:
         """Return the settings of one training of this search; `seed` counts from the search's own."""
@@ -106,7 +109,7 @@ class SearchSettings(BaseModel):
 
 
 # More of these is more of the same search: what is there stays valid.
-MAY_CHANGE = ("trials", "controls", "top", "spread", "baselines", "seeds")
+MAY_CHANGE = ("trials", "controls", "top", "spread", "baselines", "seeds", "gigabytes")
 
 
 def search(settings: SearchSettings, out: Path) -> dict[str, Any]:
@@ -198,6 +201,8 @@ class _Run:
     def _explore(self, supernet: Objective, signals: Signals) -> None:
         """Let the strategy and chance propose, and write what to train from scratch into chosen.json."""
         settings = self.settings
+        room = int(settings.gigabytes * 2**30)
+        population = Population(supernet, self.held, precision=settings.supernet.precision, room=room)
         found = {}
         controls = settings.trials if settings.controls is None else settings.controls
         url = settings.storage or f"sqlite:///{self.out.resolve() / 'study.db'}"
@@ -212,7 +217,7 @@ class _Run:
                 exploring = explore(
                     history,
                     strategy,
-                    lambda arch: self._fitness(supernet, arch),
+                    lambda arch: self._score_of(population.score(arch)),
                     trials=trials,
                     seed=seed,
                     costs=self.candidates.costs,
@@ -222,14 +227,14 @@ class _Run:
                     _stop_if(signals)
                 found[name] = history.trials[:trials]
                 self._record(name, history.rows()[:trials])
-        self._write_chosen(supernet, found["search"], found["random"])
+        self._write_chosen(population, found["search"], found["random"])
 
     def _record(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         self.results["trials" if name == "search" else name] = [row for row in rows if "failure" not in row]
         self.results["failures"] += [{"stage": name, **row} for row in rows if "failure" in row]
         self.results["seconds"]["search"] += sum(row["seconds"] for row in rows)
 
-    def _write_chosen(self, supernet: Objective, found: Sequence[Trial], control: Sequence[Trial]) -> None:
+    def _write_chosen(self, population: Population, found: Sequence[Trial], control: Sequence[Trial]) -> None:
         if not found:
             raise ValueError(f"no architecture within {self.settings.limits!r} was found: together the limits leave too little")
         if not ranked(found):
@@ -238,11 +243,13 @@ class _Run:
         listed = []
         settings = self.settings
         numbers = {"top": settings.top, "spread": settings.spread, "seeds": settings.seeds, "seed": settings.seed}
-        for one in self.candidates.choose(found, control, **numbers):
-            inside = one.arch in self.space
-            if not inside:
+        chosen = self.candidates.choose(found, control, **numbers)
+        unknown = list(dict.fromkeys(one.arch for one in chosen if one.arch in self.space and one.arch not in known))
+        known |= dict(zip(unknown, map(self._score_of, population.score_all(unknown)), strict=True))
+        for one in chosen:
+            if one.arch not in self.space:
                 warn(f"{one.name} is not in the space, so the supernet cannot score it: it is trained for comparison only")
-            scored = known[one.arch] if one.arch in known else self._fitness(supernet, one.arch) if inside else math.nan
+            scored = known.get(one.arch, math.nan)
             told = {"supernet": scored if math.isfinite(scored) else None}
             listed.append({"name": one.name, "arch": one.arch.explicit(), "seeds": one.seeds, **told})
         self._write()
@@ -255,9 +262,6 @@ class _Run:
             _stop_if(signals)
         listed: list[dict[str, Any]] = json.loads((self.out / "chosen.json").read_text(encoding="utf-8"))
         return listed
-
-    def _fitness(self, supernet: Objective, arch: Architecture) -> float:
-        return self._score_of(score(supernet, self.held, arch, self.settings.supernet.precision))
 
     def _score_of(self, scores: Mapping[str, float]) -> float:
         return scores["accuracy"] if self.settings.fitness == "accuracy" else -scores["loss"]

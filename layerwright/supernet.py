@@ -1,9 +1,10 @@
 """A supernet: every alternative of a space, sharing weights between the architectures that use it."""
 
+import torch
 from torch import Tensor, nn
 
 from .architecture import Architecture
-from .backbone import Embedding, Residual, initialise, last_norm, run
+from .backbone import Embedding, Residual, initialise, last_norm
 from .layers import Context
 from .space import Space
 
@@ -41,9 +42,16 @@ class Supernet(nn.Module):
             ValueError: the architecture is not in the space.
         """
         context = Context(mask, documents, self.dropout if self.training else 0.0)
-        chosen = zip(self.slots, self.space.path(arch), strict=True)
-        layers = [layer for slot, taken in chosen for layer in slot[taken]]  # type: ignore[index]
-        return run(layers, self.norm, self.embed(ids, segments), context)
+        x = self.embed(ids, segments)
+        for slot, taken in enumerate(self.space.path(arch)):
+            x = self.follow(x, slot, taken, context)
+        return torch.as_tensor(self.norm(x))
+
+    def follow(self, x: Tensor, slot: int, taken: int, context: Context) -> Tensor:
+        """Run an alternative of a slot: [B, L, D] -> [B, L, D]."""
+        for layer in self.slots[slot][taken]:  # type: ignore[index]
+            x = layer(x, context)
+        return x
 
     def weights_of(self, arch: Architecture) -> dict[str, Tensor]:
         """Return the weights of `Backbone(arch)`: the same tensors under a backbone's names."""

@@ -6,7 +6,7 @@ from functools import reduce
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerwright.prefixes import applications, visit
+from layerwright.prefixes import Beginnings, applications, visit
 
 SEQUENCES = st.lists(st.lists(st.sampled_from("abc"), max_size=6).map(tuple), max_size=30)
 
@@ -72,3 +72,33 @@ def test_a_sequence_comes_before_those_that_begin_with_it(sequences):
 def test_a_state_that_is_yielded_can_be_kept():
     kept = dict(visit([(1, 2), (1,), (2, 1)], (), lambda state, choice: (*state, choice)))
     assert kept == {0: (1, 2), 1: (1,), 2: (2, 1)}
+
+
+@given(SEQUENCES, st.integers(0, 40))
+def test_sequences_one_at_a_time_lead_where_each_leads_alone_within_the_room(sequences, room):
+    sizes: list[int] = []
+    kept = Beginnings(room, len)
+    for one in sequences:
+        assert kept.run(one, ">", str.__add__) == reduce(str.__add__, one, ">")
+        sizes.append(kept.taken)
+    assert all(size <= room for size in sizes)
+    assert applications(sequences) <= kept.applied <= sum(map(len, sequences))
+
+
+@given(SEQUENCES)
+def test_with_room_for_all_only_whole_sequences_are_computed_again(sequences):
+    kept = Beginnings(1 << 20, len)
+    for one in dict.fromkeys(sequences):
+        kept.run(one, ">", str.__add__)
+    inner = {one[:end] for one in sequences for end in range(1, len(one))}
+    again = sum(one in inner for one in set(sequences) if one)
+    assert applications(sequences) <= kept.applied <= applications(sequences) + again
+
+
+def test_what_is_used_most_is_kept():
+    kept = Beginnings(6, lambda state: 1)
+    for end in "abcdefgh":
+        kept.run(("x", "y", end, end), "", str.__add__)
+    before = kept.applied
+    kept.run(("x", "y", "z"), "", str.__add__)
+    assert kept.applied == before + 1

@@ -16,6 +16,7 @@ from layerwright.architecture import Architecture
 from layerwright.checkpoint import hold
 from layerwright.corpus import Corpus, CorpusSettings, build
 from layerwright.errors import DataError, Interrupted, RunInUse
+from layerwright.population import Population
 from layerwright.pretrain import held_out, load, pretrain, score
 from layerwright.search import SearchSettings, outlook, search
 from layerwright.settings import read
@@ -135,14 +136,16 @@ def test_asked_to_stop_it_finishes_the_trial_and_goes_on_later(
 ) -> None:
     asked = 0
 
+    score_one = Population.score
+
     def scored(*given: Any) -> dict[str, float]:
         nonlocal asked
         asked += 1
         if asked in (3, 7):
             os.kill(os.getpid(), signal.SIGTERM)
-        return score(*given)
+        return score_one(*given)
 
-    monkeypatch.setattr(module, "score", scored)
+    monkeypatch.setattr(Population, "score", scored)
     told = settings(corpus, seeds=2, spread=2)
     for trials in (3, 4):
         with pytest.raises(Interrupted, match="the same command goes on from there"):
@@ -218,12 +221,14 @@ def test_what_does_not_stay_finite_is_a_failure_and_not_the_end(
             raise FloatingPointError("step 2: loss nan")
         return pretrain(told, *given, label=label)
 
-    def scored(supernet: Any, held: Any, arch: Architecture, precision: str) -> dict[str, float]:
-        found = score(supernet, held, arch, precision)
+    score_one = Population.score
+
+    def scored(population: Population, arch: Architecture) -> dict[str, float]:
+        found = score_one(population, arch)
         return found | {"accuracy": math.nan} if arch.layers[0].kind == "conv" else found
 
     monkeypatch.setattr(module, "pretrain", breaks)
-    monkeypatch.setattr(module, "score", scored)
+    monkeypatch.setattr(Population, "score", scored)
     results = search(settings(corpus, trials=9), tmp_path)
     assert [row["name"] for row in results["standalone"]] == ["interleaved", "random-1"]
     failed = [(row["stage"], row["failure"]) for row in results["failures"]]
