@@ -65,6 +65,19 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int, visible: Te
         return torch.as_tensor(_run(_Attend, query, key, value, heads, visible, level))
 
 
+def surprise(x: Tensor, matrix: Tensor, bias: Tensor, targets: Tensor, chance: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Return the nats of targets [N] for logits x matrix^T + bias, and a token each: drawn by a uniform number, or the likeliest.
+
+    x: [N, E]; matrix: [V, E]; bias: [V]; chance: [N] or None.
+    """
+    x, matrix = kernels.lower(x), kernels.lower(matrix)
+    if not ready(x):
+        return kernels.surprise(x, matrix, bias, targets, chance)
+    with torch.autocast("cpu", enabled=False):
+        nats, tokens = _run(_Surprise, x, matrix, bias, targets, chance)
+    return nats, tokens
+
+
 def convolve(x: Tensor, logits: Tensor, near: Tensor | None) -> Tensor:
     """Mix each token's K neighbours by its own softmax weights: x [B, L, H*E], logits [B, L, H, K] -> [B, L, H*E].
 
@@ -219,6 +232,28 @@ class _Attend(Function):
         dv = dropped.transpose(1, 2) @ g
         dq, dk = kernels.product(slope, k, small), kernels.product(slope.transpose(1, 2), q, small)
         return *(kernels.merged(d, ctx.heads) for d in (dq, dk, dv)), None, None, None
+
+
+class _Surprise(Function):
+    @staticmethod
+    def forward(ctx, x, matrix, bias, targets, chance):  # type: ignore[no-untyped-def]
+        nats, tokens, slopes = torch.empty(len(x)), torch.empty_like(targets), any(ctx.needs_input_grad)
+        bias, chance = bias.detach().float(), None if chance is None else chance.float().contiguous()
+        # For slopes all of the logits are wanted at once, and become them in place.
+        logits = x.new_empty(len(x) if slopes else min(len(x), kernels.ROWS), len(matrix))
+        for at in range(0, len(x), max(1, len(logits))):
+            here = slice(at, at + len(logits))
+            some = torch.mm(x[here], matrix.t(), out=logits[: len(x[here])])
+            drawn = None if chance is None else chance[here]
+            call("surprise", x, some, bias, targets[here], drawn, nats[here], tokens[here], *some.shape, int(slopes))
+        ctx.save_for_backward(x, matrix, logits)
+        ctx.mark_non_differentiable(tokens)
+        return nats, tokens
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
+        return kernels.surprised(grad, *ctx.saved_tensors)
 
 
 class _Convolve(Function):

@@ -154,7 +154,6 @@ def surprise(x: Tensor, matrix: Tensor, bias: Tensor, targets: Tensor, chance: T
     x: [N, E]; matrix: [V, E]; bias: [V]; chance: [N] or None.
     """
     if fast(x):
-        x, matrix = lower(x), lower(matrix)
         with torch.autocast("cpu", enabled=False):
             nats, tokens = _run(_Surprise, x, matrix, bias, targets, chance)
         return nats, tokens
@@ -306,11 +305,7 @@ class _Surprise(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
-        x, matrix, slope = ctx.saved_tensors
-        most = grad.abs().amax().clamp(min=torch.finfo(grad.dtype).tiny)  # what all rows share is not rounded
-        share = (grad / most).to(x.dtype)
-        dx = (slope @ matrix).mul_(grad[:, None])
-        return dx, slope.t() @ (x * grad[:, None]).to(x.dtype), (share @ slope).to(grad.dtype) * most, None, None
+        return surprised(grad, *ctx.saved_tensors)
 
 
 class _Convolve(Function):
@@ -347,6 +342,14 @@ class _Convolve(Function):
         dlogits = torch._softmax_backward_data(dchances, chances, 0, chances.dtype)
         dx = dx.flatten(1, 2)[:, taps // 2 : taps // 2 + length].flatten(2)
         return dx, dlogits.permute(1, 3, 2, 0).to(grad.dtype), None
+
+
+def surprised(grad: Tensor, x: Tensor, matrix: Tensor, slope: Tensor) -> tuple[Tensor | None, ...]:
+    """Return the gradients behind `surprise`, of whose logits `slope` [N, V] is the one."""
+    most = grad.abs().amax().clamp(min=torch.finfo(grad.dtype).tiny)  # what all rows share is not rounded
+    share = (grad / most).to(x.dtype)
+    dx, weighed = (slope @ matrix).mul_(grad[:, None]), (x * grad[:, None]).to(x.dtype)
+    return dx, slope.t() @ weighed, (share @ slope).to(grad.dtype) * most, None, None
 
 
 def _passes(below: Tensor, wanted: Tensor) -> Tensor:

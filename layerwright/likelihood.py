@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from .backbone import run
 from .errors import DataError
+from .fused import surprise
 from .heads import MaskedHead
 from .inference import BATCH, Opened, by_length, check_choice, windows
-from .kernels import surprise
 from .layers import Context
 from .models import LayerwrightForMaskedLM
 

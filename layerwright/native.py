@@ -1,8 +1,8 @@
 """Build the passes over memory in `passes/` with the compiler of the machine, once, and call them on tensors.
 
 The first call takes some seconds; what was built is kept in the cache folder of the user, under a name that depends on the
-source, the compiler and the processor.  Where there is no compiler, or the variable LAYERWRIGHT_NATIVE is 0, nothing here
-runs, and `kernels` computes the same from operations of PyTorch.  The functions share PyTorch's threads.
+source, the compiler and the processor; the variable LAYERWRIGHT_NATIVE names another folder.  Where it is 0, or there is no
+compiler, nothing here runs, and `kernels` computes the same from operations of PyTorch.  The passes share PyTorch's threads.
 """
 
 import ctypes
@@ -15,12 +15,14 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import torch
 from torch import Tensor
 
 SOURCES = Path(__file__).parent / "passes"
 FLAGS = ("-std=c++20", "-O3", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
+FOLDER = "LAYERWRIGHT_NATIVE"
 NUMBERS = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
 
@@ -31,13 +33,14 @@ def serves(x: Tensor) -> bool:
 
 def call(name: str, like: Tensor, *arguments: Tensor | int | float | None) -> None:
     """Call a pass for numbers like those of a tensor; the tensors must be contiguous."""
-    _function(name, like.dtype)(*(_raw(argument) for argument in arguments))
+    values = [argument.data_ptr() if isinstance(argument, Tensor) else argument for argument in arguments]
+    _function(name, like.dtype, tuple(map(type, values)))(*values)
 
 
 @cache
 def library() -> ctypes.CDLL | None:
     """Return the functions, building them where that was not done yet; None where it cannot be done."""
-    if os.environ.get("LAYERWRIGHT_NATIVE") == "0" or platform.system() != "Linux":
+    if os.environ.get(FOLDER) == "0" or platform.system() != "Linux":
         return None
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
@@ -53,7 +56,8 @@ def _built(compiler: str) -> Path:
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     known = [*(source.read_bytes() for source in sources), version, _processor().encode(), " ".join(flags).encode()]
     mark = hashlib.sha256(b"\0".join(known)).hexdigest()[:16]
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerwright"
+    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(os.environ.get(FOLDER) or cache_home / "layerwright")
     target = folder / f"native-{mark}.so"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
@@ -71,17 +75,11 @@ def _processor() -> str:
 
 
 @cache
-def _function(name: str, dtype: torch.dtype) -> Callable[..., None]:
+def _function(name: str, dtype: torch.dtype, kinds: tuple[type, ...]) -> Callable[..., None]:
     passes = library()
     assert passes is not None
     address = ctypes.c_void_p.in_dll(passes, f"{name}_{NUMBERS[dtype]}").value
     assert address is not None
-    return ctypes.CFUNCTYPE(None)(address)
-
-
-def _raw(argument: Tensor | int | float | None) -> object:
-    if isinstance(argument, Tensor):
-        return ctypes.c_void_p(argument.data_ptr())
-    if argument is None:
-        return ctypes.c_void_p(None)
-    return ctypes.c_double(argument) if isinstance(argument, float) else ctypes.c_int64(argument)
+    # A pointer is as long as a whole number, and None is the one that points nowhere.
+    taken: dict[type, Any] = {int: ctypes.c_int64, float: ctypes.c_double, type(None): ctypes.c_void_p}
+    return ctypes.CFUNCTYPE(None, *(taken[kind] for kind in kinds))(address)

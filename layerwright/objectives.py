@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from .backbone import Backbone
 from .batches import Batch
-from .heads import MaskedHead, ReplacedHead
 from .fused import surprise
+from .heads import MaskedHead, ReplacedHead
 from .kernels import settle
 from .supernet import Supernet
 from .vocabulary import Special

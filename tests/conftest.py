@@ -17,6 +17,7 @@ os.environ |= {
     "XDG_CONFIG_HOME": f"{HOME.name}/config",
     "HF_HOME": f"{HOME.name}/huggingface",
     "HF_HUB_OFFLINE": "1",
+    "LAYERWRIGHT_NATIVE": str(Path(__file__).parents[1] / ".cache" / "native"),  # built once for all processes
     "OMP_NUM_THREADS": "1",
     "TERM": "dumb",
     "COLUMNS": "120",

@@ -134,6 +134,37 @@ def test_convolve_mixes_neighbours(dtype, tolerance, context, heads, size, kerne
 
 
 @needs_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize("vocab", [3, 256, 700])
+def test_surprise_is_cross_entropy(dtype, tolerance, vocab):
+    bias, targets = leaf(vocab), torch.randint(vocab, (150,))
+    x, matrix = leaf(150, 8, dtype=dtype), leaf(vocab, 8)
+    both_ways(lambda x: fused.surprise(x, matrix, bias, targets)[0], x, tolerance=tolerance, weights=(matrix, bias))
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+        nats, tokens = fused.surprise(x, matrix, bias, targets)
+        expected = fused.surprise(x[60:130], matrix, bias, targets[60:130])
+        with plain():
+            likeliest = fused.surprise(x, matrix, bias, targets)[1]
+    assert torch.equal(nats[60:130], expected[0])  # whatever else is worked out with it
+    assert dtype != torch.float32 or torch.equal(tokens, likeliest)  # in few bits several may be
+
+
+@needs_compiler
+def test_surprise_draws_tokens_as_often_as_is_their_chance():
+    count, vocab = 20_000, 600
+    logits = torch.randn(vocab) * 2
+    with torch.no_grad():
+        targets = torch.zeros(count, dtype=torch.long)
+        x, matrix = torch.ones(count, 1), torch.zeros(vocab, 1)
+        tokens = fused.surprise(x, matrix, logits, targets, torch.rand(count))[1]
+        ends = fused.surprise(x[:2], matrix, logits, targets[:2], torch.tensor([0.0, 1 - 2**-24]))[1]
+    chances = logits.softmax(-1)
+    found = torch.bincount(tokens, minlength=vocab) / count
+    assert ((found - chances).abs() <= 5 * (chances * (1 - chances) / count).sqrt() + 1e-4).all()
+    assert ends.tolist() == [0, vocab - 1]
+
+
+@needs_compiler
 def test_convolve_reads_part_of_a_wider_product():
     wide, logits = leaf(2, 9, 40), leaf(2, 9, 2, 5)
 

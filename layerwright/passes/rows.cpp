@@ -242,6 +242,52 @@ void softmax_backward(T* __restrict grad, const T* __restrict weights, T* __rest
     }
 }
 
+// For each row of logits [N, width], its nats at the target and a token: where the sum of the chances passes a uniform number,
+// or the likeliest where there is none.  With `slopes`, in place of the logits the chances less one at the target.
+template <class T>
+void surprise(T* __restrict logits, const float* __restrict bias, const int64_t* __restrict targets,
+              const float* __restrict uniform, float* __restrict nats, int64_t* __restrict tokens, int64_t rows, int64_t width,
+              int64_t slopes) {
+    constexpr int64_t BLOCK = 256;
+#pragma omp parallel
+    {
+        std::vector<float> row_values(width), block_sums(width / BLOCK + 1);
+        float *e = row_values.data(), *sums = block_sums.data();
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; ++row) {
+            T* __restrict own = logits + row * width;
+            float most = -INFINITY;
+#pragma omp simd
+            for (int64_t i = 0; i < width; ++i) e[i] = load(own[i]) + bias[i];
+#pragma omp simd reduction(max : most)
+            for (int64_t i = 0; i < width; ++i) most = e[i] > most ? e[i] : most;
+            const float wanted = e[targets[row]];
+            if (!uniform) tokens[row] = std::find(e, e + width, most) - e;
+            double whole = 0;
+            for (int64_t at = 0; at < width; at += BLOCK) {
+                float sum = 0;
+#pragma omp simd reduction(+ : sum)
+                for (int64_t i = at; i < std::min(width, at + BLOCK); ++i) sum += e[i] = exponential(e[i] - most);
+                whole += sums[at / BLOCK] = sum;
+            }
+            nats[row] = most + float(std::log(whole)) - wanted;
+            if (uniform) {
+                double left = uniform[row] * whole;
+                int64_t at = 0;
+                for (; at + BLOCK < width && sums[at / BLOCK] <= left; at += BLOCK) left -= sums[at / BLOCK];
+                for (; at + 1 < width && e[at] <= left; ++at) left -= e[at];
+                tokens[row] = at;
+            }
+            if (slopes) {
+                const float share = float(1 / whole);
+#pragma omp simd
+                for (int64_t i = 0; i < width; ++i) store(own[i], e[i] * share);
+                store(own[targets[row]], e[targets[row]] * share - 1.0f);
+            }
+        }
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -252,4 +298,5 @@ BOTH(gelu_backward)
 BOTH(column_sums)
 BOTH(softmax)
 BOTH(softmax_backward)
+BOTH(surprise)
 }
