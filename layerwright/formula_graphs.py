@@ -93,7 +93,8 @@ def _half(spot: Spot) -> float:
 
 def _texts(formula: Formula) -> list[str]:
     texts: list[str] = []
-    formula.fold(lambda step, parts: texts.append(f"{step.name}({', '.join(parts)})" if parts else step.name) or texts[-1])
+    for name, arguments, _ in formula.steps:
+        texts.append(f"{name}({', '.join(texts[place] for place in arguments)})" if arguments else name)
     return texts
 
 
