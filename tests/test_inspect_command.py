@@ -1,0 +1,222 @@
+"""`layerwright inspect` leaves a folder whose files agree, or nothing; what it suggests makes the model that it measured."""
+
+import csv
+import json
+import re
+import shlex
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import typer
+from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
+
+from layerwright import cli
+from layerwright.configuration import LayerwrightConfig
+from layerwright.drawings import Cell, Heat
+from layerwright.errors import DataError
+from layerwright.handover import save_model
+from layerwright.inference import open_model
+from layerwright.inspection import Inspection
+from layerwright.models import FACES
+from layerwright.sweep import Effect, final_states, read_rows, readings
+
+TEXT = "the cat sat on a mat\na dog ran and the cat sat on the mat and ran\n\nthe dog\na mat and a cat and a dog\n" * 3
+
+
+@pytest.fixture
+def model(tmp_path: Path, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.txt").write_text(TEXT)
+    return made(tmp_path / "my model", tokenizer_folder)
+
+
+def made(folder: Path, tokenizer: Path, head: str = "mlm") -> str:
+    made = FACES[head].model(LayerwrightConfig(architecture="16 vocab=14 positions=16: 3x(attn ffn)"))
+    for weight in made.parameters():
+        torch.nn.init.normal_(weight, std=0.3)
+    save_model(folder, made, tokenizer=tokenizer)
+    return folder.name
+
+
+def run(*words: Any) -> None:
+    typer.main.get_command(cli.app)([str(word) for word in words], standalone_mode=False)
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def numbers(row: dict[str, str]) -> dict[str, float]:
+    return {name: float(row[name]) for name in Effect.model_fields if row[name]}
+
+
+def test_the_files_of_an_inspection_agree(model: str, capsys: pytest.CaptureFixture[str]):
+    run(
+        "inspect",
+        model,
+        "--text",
+        "text.txt",
+        "--out",
+        "found",
+        "--batch",
+        3,
+        "--edited",
+        "remove=1",
+        "--edited",
+        "duplicate=0:2",
+    )
+    assert sorted(path.name for path in Path("found").iterdir()) == [
+        *("edits.csv", "inspection.json", "report.html", "similarity.csv", "states.csv"),
+    ]
+    found = Inspection.model_validate_json(Path("found/inspection.json").read_text())
+    assert (found.unit, found.settings.length, found.rows) == ("block", 16, 12)
+    edits = table(Path("found/edits.csv"))
+    assert [(row["edit"], row["start"], row["stop"]) for row in edits[1:]] == [
+        (one.change, str(one.start), str(one.stop)) for one in found.changes
+    ]
+    for row, effect in zip(edits, (found.unedited, *found.changes), strict=True):
+        assert numbers(row) == {name: getattr(effect, name) for name in Effect.model_fields}
+    states = table(Path("found/states.csv"))
+    assert [row["last_unit"] for row in states] == [*("", "0", "1", "2"), *("", "0", "2"), *("", "0", "1", "0", "1", "2")]
+    assert [float(row["uniformity"]) for row in states if row["uniformity"]] == list(found.uniformity)
+    assert numbers(states[3]) == numbers(edits[0])
+    removed = next(row for row in edits if (row["edit"], row["start"], row["stop"]) == ("remove", "1", "2"))
+    assert numbers(states[6]) == numbers(removed)
+    assert len(table(Path("found/similarity.csv"))) == 4 * 5 / 2
+    assert "One block of 3 removed or duplicated" in capsys.readouterr().out
+
+
+def test_the_page_has_each_edit_in_each_map(model: str):
+    run("inspect", model, "--text", "text.txt", "--out", "found")
+    found = Inspection.model_validate_json(Path("found/inspection.json").read_text())
+    page = Path("found/report.html").read_text()
+    maps = re.findall(r'<div class="heat (?:remove|duplicate)".*?</div>', page, re.DOTALL)
+    assert len(maps) == 2 * len(Effect.model_fields)
+    for drawn in maps:
+        sort: Any = "remove" if "heat remove" in drawn else "duplicate"
+        tips = [unescape(tip) for tip in re.findall(r"<title>(.*?)</title>", drawn, re.DOTALL)]
+        wanted = [f"{sort} {one.start}:{one.stop}," for one in found.changes_of(sort)]
+        assert len(tips) == len(wanted)
+        assert all(tip.startswith(start) for tip, start in zip(tips, wanted, strict=True))
+        assert all(f"same token: {one.agreement:.1%}" in tip for tip, one in zip(tips, found.changes_of(sort), strict=True))
+    assert "http" not in page.replace("http-equiv", "")
+
+
+@pytest.mark.parametrize("head", ["backbone", "rtd"])
+def test_without_an_output_layer_the_rest_is_there_and_what_is_not_is_named(
+    head: str, model: str, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
+):
+    other = made(Path("other"), tokenizer_folder, head)
+    run("inspect", other, "--text", "text.txt", "--out", "found", "--suggest", "remove=1")
+    said = capsys.readouterr()
+    assert f"this model has '{head}'" in said.err
+    assert "greatest cosine" in said.out
+    page = Path("found/report.html").read_text()
+    assert f"this model has '{head}'" in unescape(page)
+    assert page.count('class="heat remove"') == 2
+    assert "reads every hidden state" not in page
+    assert not any(row["kl"] or row["accuracy"] for row in table(Path("found/edits.csv")))
+
+
+def test_the_suggested_command_makes_the_model_that_was_measured(model: str, capsys: pytest.CaptureFixture[str]):
+    run("inspect", model, "--text", "text.txt", "--out", "found", "--suggest", "duplicate=2", "--suggest", "remove=1")
+    found = Inspection.model_validate_json(Path("found/inspection.json").read_text())
+    said = capsys.readouterr().out
+    opened = open_model(Path(model), list(FACES))
+    rows = read_rows(opened, Path("text.txt"), rows=12, length=16, seed=0)
+    for one in found.suggestions:
+        assert one.command in said
+        run(*shlex.split(one.command)[1:])
+        best = one.ranked[0]
+        units = list(range(3))
+        wanted = (
+            units[: best.stop] + units[best.start :] if one.change == "duplicate" else units[: best.start] + units[best.stop :]
+        )
+        order = tuple(layer for unit in wanted for layer in (2 * unit, 2 * unit + 1))
+        edited = open_model(Path(f"{one.change}-{best.start}-{best.stop}"), list(FACES))
+        for reading in readings(opened, rows, 4):
+            with opened.running():
+                states = dict(final_states(opened, reading, [tuple(range(6)), order]))[1]
+                assert torch.equal(states, edited.model.backbone(reading.ids, reading.mask).last_hidden_state)
+
+
+def test_a_model_of_transformers_is_that_which_it_converts_to(model: str, tokenizer_folder: Path):
+    torch.manual_seed(5)
+    config = BertConfig(
+        vocab_size=14,
+        hidden_size=16,
+        num_hidden_layers=3,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=16,
+    )
+    BertForMaskedLM(config).save_pretrained("bert")
+    PreTrainedTokenizerFast.from_pretrained(tokenizer_folder).save_pretrained("bert")
+    run("convert", "bert", "--out", "ours")
+    inspections = []
+    for name in ("bert", "ours"):
+        run("inspect", name, "--text", "text.txt", "--out", f"found-{name}")
+        inspections.append(json.loads(Path(f"found-{name}/inspection.json").read_text()))
+        assert inspections[-1].pop("model") == name
+    assert inspections[0] == inspections[1]
+    assert inspections[0]["unit"] == "block"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("--suggest dupliate=1", "did you mean 'duplicate'"),
+        ("--suggest duplicate=7", "at most 3"),
+        ("--edited remove=5", "there is no block 5"),
+        ("--edited duplicate=2:1", "is empty"),
+        ("--unit blok", "unit"),
+        ("--rows 0", "rows"),
+        ("--text nothing.txt", "nothing.txt"),
+    ],
+)
+def test_a_mistake_is_named_and_nothing_is_written(words: str, said: str, model: str):
+    with pytest.raises(ValueError, match=said):
+        run("inspect", model, "--text", "text.txt", "--out", "found", *words.split())
+    assert not any("found" in path.name for path in Path().iterdir())
+
+
+def test_what_is_there_stays(model: str):
+    Path("found").mkdir()
+    with pytest.raises(FileExistsError, match="found exists"):
+        run("inspect", model, "--text", "text.txt", "--out", "found")
+    assert not list(Path("found").iterdir())
+
+
+def test_a_tokenizer_without_mask_is_refused_where_tokens_are_masked(model: str, tokenizer_folder: Path):
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        path = tokenizer_folder / name
+        if path.exists():
+            path.write_text(
+                json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "mask_token"})
+            )
+    other = made(Path("other"), tokenizer_folder)
+    with pytest.raises(DataError, match="no mask token"):
+        run("inspect", other, "--text", "text.txt", "--out", "found")
+
+
+def test_a_heat_map_is_palest_and_deepest_at_its_ends():
+    heat = Heat("y", "x", ["a", "b"], ["c", "d"], pale=1.0, deep=0.0)
+    cells = {
+        (0, 0): Cell(1.0, "<1>", "one"),
+        (0, 1): Cell(0.0, "0", "none"),
+        (1, 0): Cell(0.5, "½", "half"),
+        (1, 1): Cell(9, "9", ""),
+    }
+    drawn = heat.draw(cells, "summary")
+    opacity = [float(value) for value in re.findall(r'fill-opacity="([\d.]+)"', drawn)]
+    assert opacity == [0.08, 1.0, 0.54, 0.08]
+    assert "&lt;1&gt;" in drawn
+    assert drawn.count(" deep") == 1
+    unknown = heat.draw({(0, 0): Cell(float("nan"), "–", "unknown")}, "summary")
+    assert 'class="nothing"' in unknown
+    same = Heat("y", "x", ["a"], ["b"], pale=1.0, deep=1.0).draw({(0, 0): Cell(1.0, "1", "")}, "summary")
+    assert 'fill-opacity="0.08"' in same
