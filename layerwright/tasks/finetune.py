@@ -23,6 +23,7 @@ from torch import Tensor
 from layerwright import console
 from layerwright.backbone import Backbone
 from layerwright.checkpoint import MANIFEST, Signals, append_line, hold, seal_folder, sealed
+from layerwright.encoder import share
 from layerwright.errors import Interrupted, nearest
 from layerwright.handover import model_card, model_of, save_model
 from layerwright.settings import write_atomically
@@ -197,6 +198,7 @@ class _Run:
     def _objective(self, seed: int) -> HeadObjective:
         torch.manual_seed(mix(seed, -1))
         objective = self.form.objective(Backbone(self.net.arch, self.settings.dropout), self.shape)
+        share(objective.backbone.layers, self.net.tied)
         objective.backbone.load_state_dict(self.start.weights)
         if self.form.head in SUMMED_UP and self.start.hidden:
             objective.head.get_submodule("hidden").load_state_dict(self.start.hidden)
@@ -247,7 +249,8 @@ class _Run:
 
     def _weights(self, objective: HeadObjective) -> dict[str, Tensor]:
         """Return weights that predict in the units of the examples."""
-        weights = {name: weight.cpu().contiguous() for name, weight in objective.state_dict().items()}
+        # A file holds no tensor by two names, as layers that share theirs have it.
+        weights = {name: weight.cpu().clone().contiguous() for name, weight in objective.state_dict().items()}
         head = {name.removeprefix("head."): weight for name, weight in weights.items() if name.startswith("head.")}
         return weights | {f"head.{name}": weight for name, weight in self.form.weights(head).items()}
 
@@ -283,7 +286,8 @@ class _Run:
         rates = dict.fromkeys(("hidden_dropout_prob", "attention_probs_dropout_prob"), self.settings.dropout)
         hidden = {"classifier_act": self.shape.act, "classifier_input_dropout": self.shape.input_dropout}
         ids = {f"{name}_token_id": self.net.ids[name] for name in ("pad", "cls", "sep")}
-        return rates | ids | (hidden if self.form.head in SUMMED_UP else {}) | self.form.config() | median.config
+        tied = {"tied_layers": self.net.tied or None}
+        return rates | ids | tied | (hidden if self.form.head in SUMMED_UP else {}) | self.form.config() | median.config
 
     def _facts(self, results: FinetuneResults) -> dict[str, object]:
         """Return what the model card says of the training."""

@@ -1,7 +1,7 @@
 """What a fine-tuning begins from: a pre-trained model folder, and the examples to learn from and to be scored on."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ class Pretrained(NamedTuple):
 
     weights: of the backbone.  hidden: of the map before the classes, which a pooler or another fine-tuning has learned; none
     if there is none.  shape: of the heads that classify rows, but for their dropout.  ids: of the special tokens.
-    labels: the classes of its head.
+    labels: the classes of its head.  tied: groups of layers that share their weights.
     """
 
     folder: Path
@@ -37,6 +37,7 @@ class Pretrained(NamedTuple):
     tokenizer: Tokenizer
     ids: Mapping[str, int | None]
     labels: tuple[str, ...]
+    tied: Sequence[Sequence[int]]
 
 
 def open_model(folder: Path) -> Pretrained:
@@ -66,6 +67,7 @@ def open_model(folder: Path) -> Pretrained:
         tokenizer,
         ids,
         class_names(folder, config) if head in ("classification", "tokens") else (),
+        config.tied_layers or (),
     )
 
 
@@ -73,11 +75,14 @@ def open_start(folder: Path, model: Pretrained, begins: str | None) -> Pretraine
     """Load the weights to begin with from a model folder fine-tuned on another task.
 
     Raises:
-        ValueError: it has another architecture, or its classes are not those of the task that the protocol begins from.
+        ValueError: it has another architecture, other layers that share weights, or its classes are not those of the task
+            that the protocol begins from.
     """
     start = open_model(folder)
     if start.arch != model.arch:
         raise ValueError(f"start: {folder} is '{start.arch}', and {model.folder} '{model.arch}'")
+    if list(start.tied) != list(model.tied):
+        raise ValueError(f"start: the layers of {folder} that share their weights are not those of {model.folder}")
     if begins and set(start.labels) != set(TASKS[begins].labels):
         named = ", ".join(start.labels) or "none"
         raise ValueError(f"start: {folder} is no model of {begins}: its classes are {named}")
