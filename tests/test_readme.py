@@ -16,6 +16,7 @@ import re
 import shlex
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from layerwright import (
     cli_corpus,
     cli_demo,
     cli_finetune,
+    cli_inspect,
     cli_models,
     cli_predict,
     cli_pretrain,
@@ -47,6 +49,7 @@ from layerwright.errors import EXIT_CODES
 from layerwright.evaluation import EvaluationSettings
 from layerwright.export import Export
 from layerwright.options import setting_names
+from layerwright.operations import OPERATIONS
 from layerwright.pretrain import PretrainSettings
 from layerwright.registry import KINDS
 from layerwright.runtime import Latency
@@ -102,14 +105,16 @@ named = pytest.mark.parametrize("command", COMMANDS, ids=lambda command: f"{comm
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_corpus: Corpus) -> Iterator[Path]:
-    """A folder to try a page in; layer kinds that the page declares are forgotten afterwards."""
+    """A folder to try a page in; layer kinds and operations that the page declares are forgotten afterwards."""
     (tmp_path / "corpus").symlink_to(tiny_corpus.folder)
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    kinds, modules = dict(KINDS), set(sys.modules)
+    kinds, operations, modules = dict(KINDS), dict(OPERATIONS), set(sys.modules)
     yield tmp_path
     KINDS.clear()
     KINDS.update(kinds)
+    OPERATIONS.clear()
+    OPERATIONS.update(operations)
     for name in set(sys.modules) - modules:
         if str(tmp_path) in (getattr(sys.modules[name], "__file__", None) or ""):
             del sys.modules[name]
@@ -148,6 +153,9 @@ def done(monkeypatch: pytest.MonkeyPatch, tiny_corpus: Corpus) -> list[str]:
     replace(cli_suites, "compare", None, lambda first, second, out, settings: settings and tasks_of(settings.suite))
     replace(cli_predict, "Predictor", SimpleNamespace(cut=0))
     replace(cli_predict, "write_predictions", None)
+    replace(cli_inspect, "opened", nullcontext(SimpleNamespace(positions=128)))
+    for name in ("inspect", "write", "show"):
+        replace(cli_inspect, name, None)
     replace(cli_models, "convert", Conversion(Path("ours"), "BertModel", "LayerwrightModel", arch, 0.0, (), ()))
     return asked
 
