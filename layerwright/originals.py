@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from transformers import PreTrainedModel
 
 from . import parity, pieces
 from .architecture import Architecture
@@ -18,7 +19,7 @@ from .families import Family
 from .folders import open_tokenizer
 from .guard import Stored, stored
 from .models import FACES
-from .weights import FLOATS, match, match_own, shapes_of, their_name, ties, to_theirs
+from .weights import FLOATS, match, match_own, shapes_of, their_name, ties, to_ours, to_theirs
 
 LONGEST = 24  # tokens of a row to compare two models on, so that states take little memory beside weights
 
@@ -98,10 +99,11 @@ def _of_family(given: Source, family: Family) -> Original:
     return Original(given, family, key, named, ours, weights, others)
 
 
-def compare(original: Original) -> float | None:
-    """Run a family's model as transformers has it and as ours on the same weights; return how far apart they are.
+def compare(original: Original, theirs: PreTrainedModel | None = None) -> float | None:
+    """Run a family's model as transformers has it and as ours on the same memory; return how far apart they are.
 
-    None where this says nothing: the model is one of ours, or its weights have fewer bits than float32.
+    theirs: the model as transformers loads it, where it is at hand.  None where a comparison says nothing: the model is one of
+    ours, or its weights have fewer bits than float32.
 
     Raises:
         IntegrityError: they are further apart than allowed.
@@ -109,13 +111,14 @@ def compare(original: Original) -> float | None:
     family = original.family
     if family is None or any(piece.dtype != "F32" for piece in original.weights.values()):
         return None
-    reading, weights = read_family(original.given, family), pieces.mapped(original.weights)
+    reading, shapes = read_family(original.given, family), {name: one.shape for name, one in original.weights.items()}
+    if theirs is None:
+        theirs = build_theirs(family, reading.head, reading.config, pooled=original.config.pooler)
+        named = to_theirs(family, reading.head, pieces.mapped(original.weights), shapes_of(lambda: theirs))
+        theirs.load_state_dict(named, assign=True)
     with torch.device("meta"):
         ours = FACES[original.key].model(original.config)
-    ours.load_state_dict(weights, assign=True)
-    theirs = build_theirs(family, reading.head, reading.config, pooled=original.config.pooler)
-    wanted = shapes_of(lambda: theirs)
-    theirs.load_state_dict(to_theirs(family, reading.head, weights, wanted), assign=True)
+    ours.load_state_dict(to_ours(family, reading.head, theirs.state_dict(), shapes), assign=True)
     return parity.gap(nn.Module.eval(theirs), nn.Module.eval(ours), LONGEST)
 
 

@@ -54,10 +54,13 @@ def write(operation: Operation, out: Path) -> Written:
     found: list[float | None] = []
 
     def check(folder: Path) -> None:
-        found.append(compare(original if target.family is None else open_original(folder)))
-        model = FACES[original.key].model if target.family is None else getattr(transformers, target.named)
-        more = {"add_pooling_layer": operation.config.pooler} if target.family and _has_poolers(operation) else {}
-        reload(model, folder, more, dtype=original.dtype, also=original.others)
+        if target.family is None:
+            found.append(compare(original))
+            reload(FACES[original.key].model, folder, {}, dtype=original.dtype)
+        else:
+            more = {"add_pooling_layer": operation.config.pooler} if _has_poolers(operation) else {}
+            theirs = reload(getattr(transformers, target.named), folder, more, dtype=original.dtype, also=original.others)
+            found.append(compare(open_original(folder), theirs))
 
     put = partial(_write, operation)
     write_model(out, put, tokenizer=original.given.tokenizer(), card=_card(operation), check=check)

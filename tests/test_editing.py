@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
+from toys import make_model, quick
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from layerwright import cli_edit
@@ -34,6 +35,7 @@ from layerwright.models import FACES, LayerwrightForMaskedLM
 from layerwright.originals import open_original
 from layerwright.registry import KINDS
 from layerwright.rewriting import write
+from layerwright.tasks.finetune import finetune
 
 SIZES = {
     "vocab_size": 40,
@@ -216,6 +218,20 @@ def test_copies_that_are_tied_are_kept_once_and_come_back_tied(tmp_path):
     assert more.config.tied_layers == [[1, 4, 6], [3, 5, 7]]
     with pytest.raises(ValueError, match="layers 4, 6, 8: they share weights, and each layer of bert has its own"):
         plan(str(folder), [("duplicate", "0:2")], to="bert")
+
+
+def test_copies_that_are_tied_stay_so_in_fine_tuning(tmp_path):
+    folder = edited(make_model(tmp_path / "toy" / "model"), "--duplicate 1:3", tmp_path / "tied", tie=True)
+    rows = "".join(f"{word} w{number}\tis {word}\n" for number in range(16) for word in ("good", "bad"))
+    (tmp_path / "rows.tsv").write_text("sentence1\tlabel\n" + rows)
+    table = tmp_path / "rows.tsv"
+    finetune(folder, tmp_path / "run", quick(train=table, valid=table, epochs=1, seeds=1))
+    tuned = open_folder(tmp_path / "run" / "model")
+    assert tuned.config.tied_layers == [[1, 3], [2, 4]]
+    assert tuned.backbone.layers[3].body.query.weight is tuned.backbone.layers[1].body.query.weight
+    before, after = (load_file(one / "model.safetensors") for one in (folder, tmp_path / "run" / "model"))
+    assert not torch.equal(before["backbone.layers.1.body.query.weight"], after["backbone.layers.1.body.query.weight"])
+    assert not any(name.startswith("backbone.layers.3.") for name in after)
 
 
 @pytest.mark.parametrize(
@@ -414,6 +430,7 @@ from pathlib import Path
 from layerwright.editing import Operation
 from layerwright.originals import open_original
 from layerwright.rewriting import write
+from layerwright.tasks.finetune import finetune
 from layerwright.surgery import Layer, duplicate, insert
 
 def status(name):
@@ -429,16 +446,16 @@ def peak(folder, name, change):
     return (status("VmHWM") - before) / largest
 
 for name, change in {"longer": lambda arch: duplicate(arch, "2:4"), "ours": lambda arch: insert(arch, 4, Layer("conv"))}.items():
-    peak("small", f"small {name}", change)  # what is there only once, such as buffers of libraries
+    peak("small", f"small {name}", change)  # what there is once, such as what libraries keep to multiply with
     print(peak("large", f"large {name}", change))
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory as Linux tells it")
 def test_memory_stays_within_the_larger_model(tmp_path):
-    for name, width in (("small", 64), ("large", 768)):
-        sizes = {"hidden_size": width, "num_attention_heads": 4, "intermediate_size": 4 * width, "num_hidden_layers": 2}
-        config = transformers.BertConfig(vocab_size=2000, max_position_embeddings=64, **sizes)
+    sizes = {"hidden_size": 768, "num_attention_heads": 4, "intermediate_size": 3072, "max_position_embeddings": 64}
+    for name, blocks in (("small", 2), ("large", 5)):
+        config = transformers.BertConfig(vocab_size=100, num_hidden_layers=blocks, **sizes)
         transformers.BertForMaskedLM(config).save_pretrained(tmp_path / name)
     told = subprocess.run([sys.executable, "-c", MEASURE], cwd=tmp_path, capture_output=True, text=True, check=True)
     peaks = [float(line) for line in told.stdout.splitlines()[-2:]]
