@@ -25,7 +25,7 @@ from .submission import submit
 from .tasks.catalog import HUB, Task, find, locate
 from .tasks.examples import Choice, Examples, OnBadRow, Row, Span
 from .tasks.finetune import FinetuneResults, FinetuneSettings, finetune
-from .tasks.inputs import Splits, open_model, read_splits
+from .tasks.inputs import Splits, check_classes, open_model, read_splits
 from .tasks.metrics import summary
 from .tasks.protocols import PROTOCOLS
 from .tasks.suites import MISMATCHED, averages_of, rows_note, tasks_of
@@ -106,8 +106,11 @@ def evaluate(model: Path, out: Path, settings: EvaluationSettings) -> Evaluation
         RunInUse: another process evaluates in this folder.
         Interrupted: asked to stop; finished seeds are kept.
     """
-    arch = open_model(model).arch
+    net = open_model(model)
+    arch = net.arch
     planned, skipped = plan(settings, arch, out)
+    for one in planned:
+        check_classes(net, one.task.labels, one.task.name)
     with hold(out):
         sealed(out, settings)
         _same_inputs(out / "inputs.json", _digests(model, planned))

@@ -379,6 +379,17 @@ def test_other_rows_or_another_model_are_refused(tmp_path, source, finished):
         evaluate(Path(finished[1].model), run, settings_for(changed))
 
 
+def test_a_model_that_contradicts_the_last_task_is_refused_before_the_first_is_learned(tmp_path, source, finished):
+    tuned = shutil.copytree(finished[0] / "RTE/model", tmp_path / "tuned")
+    config = json.loads((tuned / "config.json").read_text())
+    turned = {"id2label": {0: "not_entailment", 1: "entailment"}, "label2id": {"not_entailment": 0, "entailment": 1}}
+    (tuned / "config.json").write_text(json.dumps(config | turned))
+    (tuned / "manifest.json").unlink()
+    with pytest.raises(DataError, match="contradicts RTE: its class 0 is 'not_entailment', and that of the task 'entailment'"):
+        evaluate(tuned, tmp_path / "run", settings_for(source))
+    assert not (tmp_path / "run").exists()
+
+
 def test_no_task_at_all_is_an_error_that_names_each(tmp_path, model):
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"no task of 'superglue' can be run:(?s:.*)COPA(?s:.*)WSC"):

@@ -102,7 +102,7 @@ class _Run:
         self.kind: Kind = self.splits.train.kind
         self.scores = self._score_names(settings)
         self.net = open_model(model)
-        check_classes(self.net, self.splits.train)
+        check_classes(self.net, self.splits.train.labels, self.splits.train.source)
         self.start = open_start(settings.start, self.net, settings.begins) if settings.start else self.net
         self.settings = settings = settings.for_model(self.net.arch)
         assert settings.length is not None

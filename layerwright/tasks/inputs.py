@@ -89,17 +89,17 @@ def open_start(folder: Path, model: Pretrained, begins: str | None) -> Pretraine
     return start
 
 
-def check_classes(model: Pretrained, learned: Examples[Any]) -> None:
+def check_classes(model: Pretrained, labels: Sequence[str], source: str) -> None:
     """Refuse a model that has the classes of the task in another order: one of the two is mistaken, and all would be confused.
 
     Raises: DataError naming both.
     """
-    theirs, ours = ([name.casefold() for name in names] for names in (model.labels, learned.labels))
+    theirs, ours = ([name.casefold() for name in names] for names in (model.labels, labels))
     if theirs != ours and sorted(theirs) == sorted(ours):
         place = next(place for place, name in enumerate(theirs) if name != ours[place])
         raise DataError(
-            f"{model.folder} contradicts {learned.source}: its class {place} is {model.labels[place]!r}, and that of the task "
-            f"{learned.labels[place]!r}. Put id2label and label2id of its config.json right, or call its classes LABEL_0 and so "
+            f"{model.folder} contradicts {source}: its class {place} is {model.labels[place]!r}, and that of the task "
+            f"{labels[place]!r}. Put id2label and label2id of its config.json right, or call its classes LABEL_0 and so "
             "on: they are learned anew"
         )
 
