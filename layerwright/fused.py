@@ -16,7 +16,7 @@ from torch.autograd.function import Function, once_differentiable
 from . import kernels
 from .native import call, serves
 
-CHUNK = 1024  # tokens whose inner states, in a backward pass, are worked on while they are in the cache
+CHUNK = 2048  # tokens whose inner states, in a backward pass, are worked on while they are in the cache
 
 
 def ready(x: Tensor, *maps: nn.Module) -> bool:
@@ -166,17 +166,15 @@ class _FeedForward(Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         rows, narrow, up_bias, wide, inner = ctx.saved_tensors
         grad, dx = grad.reshape(len(rows), -1), torch.empty_like(rows)
-        dup, dup_bias, dout = torch.zeros(narrow.shape), torch.zeros_like(up_bias), torch.zeros(wide.shape)
-        some_bias = torch.empty_like(up_bias)
+        found: list[Tensor] = []
         for here in (slice(at, at + CHUNK) for at in range(0, len(rows), CHUNK)):
             slope = grad[here] @ wide
-            active = torch.empty_like(slope)
-            call("gelu_backward", grad, inner[here], up_bias, slope, active, some_bias, *slope.shape)
+            active, dup_bias = torch.empty_like(slope), torch.empty_like(up_bias)
+            call("gelu_backward", grad, inner[here], up_bias, slope, active, dup_bias, *slope.shape)
             torch.mm(slope, narrow, out=dx[here])
-            dup += slope.t() @ rows[here]
-            dout += grad[here].t() @ active
-            dup_bias += some_bias
-        return dx.view(ctx.shape), dup, dup_bias, dout, _sums(grad)
+            more = [slope.t() @ rows[here], dup_bias, grad[here].t() @ active]
+            found = [total.float().add_(some) for total, some in zip(found, more, strict=True)] if found else more
+        return dx.view(ctx.shape), *found, _sums(grad)
 
 
 class _AddNorm(Function):

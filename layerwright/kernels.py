@@ -209,7 +209,7 @@ class _Settled(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        return None, None, *(found.mul_(grad) for found in ctx.grads)
+        return None, None, *(ctx.grads if grad.device.type == "cpu" and grad == 1 else torch._foreach_mul(ctx.grads, grad))
 
 
 class _Drop(Function):

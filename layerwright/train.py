@@ -145,13 +145,16 @@ def train(
         raise ValueError("a plan needs a number of steps to train by")
     machine = accelerator or make_accelerator()
     keep_memory()
+    model.train()
     # An accelerator keeps every model it has prepared, so several trainings with one would fill the memory.
     wrapped = machine.prepare_model(model) if machine.num_processes > 1 else model
+    parameters = list(model.parameters())
     for step, batch in zip(range(start, plan.steps), stream, strict=False):
         torch.manual_seed(mix(seed, step, machine.process_index))
-        model.train()
+        if not model.training:  # whoever evaluates between two steps switches all of it
+            model.train()
         loss = _backward(wrapped, batch, plan, machine)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, plan.clip)
         values = torch.stack([loss.total.detach(), norm, *loss.parts.values()])
         total, length, *parts = machine.reduce(values, reduction="mean").tolist()
         if not (math.isfinite(total) and math.isfinite(length)):
