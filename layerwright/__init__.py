@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from .configuration import LayerwrightConfig
     from .corpus import Corpus, CorpusSettings, build
     from .cost import flops, parameters
-    from .grammar import TextError
+    from .errors import TextError
+    from .formulas import Formula
     from .layers import Context
     from .models import (
         LayerwrightForMaskedLM,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
     from .registry import layer
     from .space import Space
     from .supernet import Supernet
+    from .surgery import Edit, Graft, carry, duplicate, grow, insert, keep, pick, remove, reorder, repeat, replace, splice
     from .train import Plan, train
 
 __version__ = "0.1.0"
@@ -46,6 +48,9 @@ __all__ = [
     "Context",
     "Corpus",
     "CorpusSettings",
+    "Edit",
+    "Formula",
+    "Graft",
     "Layer",
     "LayerwrightConfig",
     "LayerwrightForMaskedLM",
@@ -67,10 +72,21 @@ __all__ = [
     "architecture",
     "batches",
     "build",
+    "carry",
+    "duplicate",
     "flops",
+    "grow",
+    "insert",
+    "keep",
     "layer",
     "parameters",
+    "pick",
     "pretrain",
+    "remove",
+    "reorder",
+    "repeat",
+    "replace",
+    "splice",
     "train",
 ]
 
@@ -84,7 +100,8 @@ _FILES = {
         "configuration": "LayerwrightConfig",
         "corpus": "Corpus CorpusSettings build",
         "cost": "flops parameters",
-        "grammar": "TextError",
+        "errors": "TextError",
+        "formulas": "Formula",
         "layers": "Context",
         "models": "LayerwrightForMaskedLM LayerwrightForMultipleChoice LayerwrightForPreTraining "
         "LayerwrightForQuestionAnswering LayerwrightForSequenceClassification LayerwrightForTokenClassification LayerwrightModel",
@@ -94,6 +111,7 @@ _FILES = {
         "registry": "layer",
         "space": "Space",
         "supernet": "Supernet",
+        "surgery": "Edit Graft carry duplicate grow insert keep pick remove reorder repeat replace splice",
         "train": "Plan train",
     }.items()
     for name in names.split()

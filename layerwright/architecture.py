@@ -19,8 +19,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 
 from . import grammar
-from .errors import nearest
-from .grammar import TextError, Word, fold, spell, spell_layer
+from .errors import TextError, nearest
+from .grammar import Word, fold, spell, spell_layer
 from .registry import KINDS, LARGEST, OptionError, Value, complete, usual
 
 

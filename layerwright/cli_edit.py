@@ -13,7 +13,7 @@ from . import surgery
 from .architecture import Architecture, Layer
 from .console import say, table, warn
 from .editing import TARGETS, Operation, refuse_existing
-from .grammar import TextError
+from .errors import TextError
 from .options import DryRun, Imports, import_modules
 from .originals import Original, open_original
 from .parity import TOLERANCE

@@ -19,7 +19,7 @@ from itertools import product
 from math import prod
 from typing import NamedTuple
 
-from .errors import TextError as TextError
+from .errors import TextError
 from .registry import Value
 
 # Beyond these lies a slip of the keyboard: layers of a text, repeats and choices multiplied out; brackets in brackets; digits.

@@ -24,7 +24,8 @@ from typing import Any
 
 from . import grammar
 from .architecture import SETTINGS, Architecture, Layer, build, read_layer, read_settings
-from .grammar import TextError, Word, fold
+from .errors import TextError
+from .grammar import Word, fold
 from .registry import Domain, OptionError, Value, left_open
 
 Path = tuple[int, ...]
