@@ -47,6 +47,31 @@ Spans = list[str] | None
 Pairs = list[Any] | None
 
 
+Keep = Annotated[Spans, typer.Option("--keep", metavar="RANGES", help="Keep these and no others, in this order.")]
+Remove = Annotated[Spans, typer.Option("--remove", metavar="RANGES", help="Leave these out.")]
+Duplicate = Annotated[
+    Spans, typer.Option("--duplicate", metavar="RANGES[xN]", help="Put N copies of these, else one, behind the last of them.")
+]
+Repeat = Annotated[
+    Spans, typer.Option("--repeat", metavar="RANGES[xN]", help="Put N copies of each of these, else one, behind itself.")
+]
+Reorder = Annotated[Spans, typer.Option("--reorder", metavar="RANGES", help="Bring all into this order.")]
+Insert = Annotated[
+    Pairs,
+    typer.Option("--insert", metavar="AT LAYERS", help="Put new layers before this place: --insert 4 'conv[kernel=9]'."),
+]
+Replace = Annotated[Pairs, typer.Option("--replace", metavar="RANGES LAYERS", help="Put new layers in place of these.")]
+Splice = Annotated[
+    Pairs,
+    typer.Option(
+        "--splice",
+        metavar="OTHER RANGES[@AT]",
+        help="Put layers of another model of this width and vocabulary before a place, or at the end.",
+    ),
+]
+Grow = Annotated[Spans, typer.Option("--grow", metavar="DEPTH", help="Reach this depth by copies spread evenly.")]
+
+
 @app.command("edit", cls=Ordered)
 def edit_command(
     context: typer.Context,
@@ -56,31 +81,15 @@ def edit_command(
     out: Annotated[
         Path | None, typer.Option("--out", metavar="DIR", help="The folder to write, which must not exist. Needed.")
     ] = None,
-    keep: Annotated[Spans, typer.Option("--keep", metavar="RANGES", help="Keep these and no others, in this order.")] = None,
-    remove: Annotated[Spans, typer.Option("--remove", metavar="RANGES", help="Leave these out.")] = None,
-    duplicate: Annotated[
-        Spans, typer.Option("--duplicate", metavar="RANGES[xN]", help="Put N copies of these, else one, behind the last of them.")
-    ] = None,
-    repeat: Annotated[
-        Spans, typer.Option("--repeat", metavar="RANGES[xN]", help="Put N copies of each of these, else one, behind itself.")
-    ] = None,
-    reorder: Annotated[Spans, typer.Option("--reorder", metavar="RANGES", help="Bring all into this order.")] = None,
-    insert: Annotated[
-        Pairs,
-        typer.Option("--insert", metavar="AT LAYERS", help="Put new layers before this place: --insert 4 'conv[kernel=9]'."),
-    ] = None,
-    replace: Annotated[
-        Pairs, typer.Option("--replace", metavar="RANGES LAYERS", help="Put new layers in place of these.")
-    ] = None,
-    splice: Annotated[
-        Pairs,
-        typer.Option(
-            "--splice",
-            metavar="OTHER RANGES[@AT]",
-            help="Put layers of another model of this width and vocabulary before a place, or at the end.",
-        ),
-    ] = None,
-    grow: Annotated[Spans, typer.Option("--grow", metavar="DEPTH", help="Reach this depth by copies spread evenly.")] = None,
+    keep: Keep = None,
+    remove: Remove = None,
+    duplicate: Duplicate = None,
+    repeat: Repeat = None,
+    reorder: Reorder = None,
+    insert: Insert = None,
+    replace: Replace = None,
+    splice: Splice = None,
+    grow: Grow = None,
     unit: Annotated[
         str, typer.Option(help=f"What ranges count: {' or '.join(UNITS)}; a block ends with each feed-forward layer.")
     ] = "layer",
@@ -153,7 +162,7 @@ def _show(operation: Operation) -> None:
     table("Without the head", ["", "layers", "parameters", f"GFLOPs at {length}"], totals)
     say(f"{operation.edit.result}\n{target.named}")
     if target.reasons:
-        more = f", and {len(target.reasons) - 1} reasons more" if target.reasons[1:] else ""
+        more = ", and more" if target.reasons[1:] else ""
         warn(f"note        {original.named} cannot hold it: {target.reasons[0]}{more}")
     for line in target.notes:
         warn(f"note        {line}")

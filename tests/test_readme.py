@@ -43,15 +43,20 @@ from layerwright import (
     cli_suites,
     cost,
 )
-from layerwright.convert import Conversion
+from layerwright.configuration import LayerwrightConfig
+from layerwright.convert import Conversion, Source
 from layerwright.corpus import Corpus, CorpusSettings
 from layerwright.errors import EXIT_CODES
 from layerwright.evaluation import EvaluationSettings
 from layerwright.export import Export
+from layerwright.families import FAMILIES
 from layerwright.options import setting_names
 from layerwright.operations import OPERATIONS
+from layerwright.originals import Original
+from layerwright.presets import architecture
 from layerwright.pretrain import PretrainSettings
 from layerwright.registry import KINDS
+from layerwright.rewriting import Written
 from layerwright.runtime import Latency
 from layerwright.search import SearchSettings
 from layerwright.strategies import StrategySettings
