@@ -32,6 +32,7 @@ from layerwright import (
     cli,
     cli_corpus,
     cli_demo,
+    cli_edit,
     cli_finetune,
     cli_inspect,
     cli_models,
@@ -50,8 +51,8 @@ from layerwright.errors import EXIT_CODES
 from layerwright.evaluation import EvaluationSettings
 from layerwright.export import Export
 from layerwright.families import FAMILIES
-from layerwright.options import setting_names
 from layerwright.operations import OPERATIONS
+from layerwright.options import setting_names
 from layerwright.originals import Original
 from layerwright.presets import architecture
 from layerwright.pretrain import PretrainSettings
@@ -161,6 +162,10 @@ def done(monkeypatch: pytest.MonkeyPatch, tiny_corpus: Corpus) -> list[str]:
     replace(cli_inspect, "opened", nullcontext(SimpleNamespace(positions=128)))
     for name in ("inspect", "write", "show"):
         replace(cli_inspect, name, None)
+    base = LayerwrightConfig(architecture=architecture("bert-base").explicit())
+    bert = Original(Source(Path("bert"), "bert", {}), FAMILIES["bert"], "mlm", "BertForMaskedLM", base, {}, {})
+    replace(cli_edit, "open_original", bert)  # so that its edits are those of a BERT
+    replace(cli_edit, "write", Written(Path("edited"), "BertForMaskedLM", 0.0))
     replace(cli_models, "convert", Conversion(Path("ours"), "BertModel", "LayerwrightModel", arch, 0.0, (), ()))
     return asked
 
