@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import typer
+from test_report import CHROMIUM, Page, browse
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from layerwright import cli
@@ -104,6 +105,36 @@ def test_the_page_has_each_edit_in_each_map(model: str):
         assert all(tip.startswith(start) for tip, start in zip(tips, wanted, strict=True))
         assert all(f"same token: {one.agreement:.1%}" in tip for tip, one in zip(tips, found.changes_of(sort), strict=True))
     assert "http" not in page.replace("http-equiv", "")
+    assert "Suggested" not in Page(page).text
+
+
+READER = """<script>
+const seen = {wider: document.documentElement.scrollWidth - innerWidth};
+const cell = document.querySelector(".heat.duplicate [data-tip]");
+cell.dispatchEvent(new PointerEvent("pointermove", {clientX: 9, clientY: 9, bubbles: true}));
+const tip = document.getElementById("tip");
+seen.tip = tip.hidden ? null : tip.textContent;
+const [drawn] = document.querySelectorAll(".heat > svg");
+seen.square = Math.abs(drawn.getBoundingClientRect().width - drawn.getBoundingClientRect().height) < 1;
+document.documentElement.dataset.seen = JSON.stringify(seen);
+</script></body>"""
+
+
+@pytest.mark.browser
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_a_browser_shows_the_maps_on_a_phone(model: str, tmp_path: Path):
+    run("inspect", model, "--text", "text.txt", "--out", "found")
+    found = Inspection.model_validate_json(Path("found/inspection.json").read_text())
+    (tmp_path / "read.html").write_text(Path("found/report.html").read_text().replace("</body>", READER))
+    shown = browse(tmp_path / "read.html", tmp_path, "--dump-dom", "--window-size=500,900")
+    root = next(attrs for tag, attrs in Page(shown).elements if tag == "html")
+    assert (root.get("data-error"), root.get("data-ready")) == (None, "yes")
+    seen = json.loads(root["data-seen"] or "{}")
+    first = found.changes_of("duplicate")[0]
+    assert seen["tip"].startswith("duplicate 0:1, block 0\n")
+    assert f"masked right: {first.accuracy:.1%}" in seen["tip"]
+    assert seen["wider"] <= 0, "the page is wider than a phone"
+    assert seen["square"]
 
 
 @pytest.mark.parametrize("head", ["backbone", "rtd"])
