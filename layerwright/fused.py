@@ -28,9 +28,13 @@ def project(x: Tensor, *maps: nn.Module) -> tuple[Tensor, ...]:
     """Send x [B, L, D] through several linear maps as one product: [B, L, S] each."""
     x = kernels.lower(x)
     if not ready(x, *maps):
-        return tuple(linear(x) for linear in maps)
-    weights, biases = [linear.weight for linear in maps], [linear.bias for linear in maps]
+        return tuple(each(x) for each in maps)
+    weights, biases = [each.weight for each in maps], [each.bias for each in maps]
     with torch.autocast("cpu", enabled=False):
+        if not torch.is_grad_enabled():  # to stack weights for one product costs more than that saves
+            rows = x.reshape(-1, x.shape[-1])
+            pairs = zip(weights, biases, strict=True)
+            return tuple(linear(rows, w.to(x.dtype), b.to(x.dtype)).view(*x.shape[:-1], -1) for w, b in pairs)
         found = _run(_Project, x, len(maps), *weights, *biases)
     return found if isinstance(found, tuple) else (found,)
 

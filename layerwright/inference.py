@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeVar, get_args
 import torch
 import torch.nn.functional as F
 from tokenizers import Encoding, Tokenizer
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .errors import nearest
@@ -24,6 +24,8 @@ from .models import FACES, LayerwrightPreTrainedModel
 Precision = Literal["float32", "bf16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 BATCH = 64  # rows
+PADDING = 0.05  # of the tokens of a batch
+ENOUGH = 256  # tokens, below which a batch takes no less time than one of more
 
 T = TypeVar("T")
 
@@ -105,6 +107,11 @@ def open_model(folder: Path, heads: Sequence[str], *, precision: Precision = "fl
     if head not in heads:
         raise ValueError(f"{folder} has the head '{head}', and this needs {' or '.join(repr(name) for name in heads)}")
     tokenizer, ids = open_tokenizer(folder, model.config)
+    if precision == "bf16":
+        # Once, where autocast would do it at every batch.
+        for part in model.modules():
+            if type(part) is nn.Linear:
+                part.to(torch.bfloat16)
     special = {name: number for name, number in ids.items() if number is not None}
     if torch.accelerator.is_available():
         model = model.to(torch.accelerator.current_accelerator())  # type: ignore[arg-type]
@@ -114,11 +121,25 @@ def open_model(folder: Path, heads: Sequence[str], *, precision: Precision = "fl
 def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
     """Return the places of rows in batches of about one length, the longest first, so that memory is enough for all or for none.
 
+    A batch has at most `size` rows, and ends earlier where it has tokens enough and with one row more too many of padding.
+
     >>> by_length([3, 9, 4, 9], 2)
     [[1, 3], [2, 0]]
     """
     order = sorted(range(len(lengths)), key=lambda place: -lengths[place])
-    return [order[at : at + size] for at in range(0, len(order), size)]
+    batches: list[list[int]] = []
+    padding = 0
+    for place in order:
+        if batches:
+            longest, count = lengths[batches[-1][0]], len(batches[-1])
+            more = padding + longest - lengths[place]
+            if count < size and (count * longest < ENOUGH or more <= PADDING * longest * (count + 1)):
+                batches[-1].append(place)
+                padding = more
+                continue
+        batches.append([place])
+        padding = 0
+    return batches
 
 
 def windows(rows: Iterable[T], most: int, cost: Callable[[T], int] = lambda row: 1) -> Iterator[list[T]]:
