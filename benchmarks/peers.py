@@ -10,7 +10,16 @@ from collections.abc import Iterator
 import torch
 import torch.nn.functional as F
 from torch import nn
-from transformers import ConvBertConfig, ConvBertForMaskedLM, ConvBertModel, ElectraConfig, ElectraForMaskedLM, ElectraModel
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    ConvBertConfig,
+    ConvBertForMaskedLM,
+    ConvBertModel,
+    ElectraConfig,
+    ElectraForMaskedLM,
+    ElectraModel,
+)
 from transformers.models.electra.modeling_electra import ElectraDiscriminatorPredictions
 
 from layerwright import presets
@@ -23,6 +32,7 @@ from layerwright.supernet import Supernet
 from layerwright.vocabulary import Special
 
 ROWS, LENGTH, RATE, WEIGHT = 32, 128, 0.15, 50.0
+SHAPES = {"bert-base": (8, 512)}  # rows and length where they are others
 SPECIAL = Special(pad=0, unk=100, cls=101, sep=102, mask=103)
 FAMILIES = {
     "electra-small": (ElectraConfig, ElectraForMaskedLM, ElectraModel),
@@ -30,6 +40,27 @@ FAMILIES = {
 }
 # A generator of transformers' ConvBERT has one head, of half the width.
 GENERATORS = {"convbert-small": Architecture.parse("64 embed=128: 12x(mixed[form=transformers] ffn)")}
+
+
+class MaskedPeer(nn.Module):
+    """BERT of transformers under masked language modelling, the output layer on the chosen positions only."""
+
+    def __init__(self, dropout: float = 0.1):
+        super().__init__()
+        self.model = BertForMaskedLM(BertConfig(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout))
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Return the loss."""
+        return self.generate(batch, choose(batch, RATE, SPECIAL).places)[1]
+
+    def generate(self, batch: Batch, places: torch.Tensor):
+        """Return the logits of the chosen tokens, and the loss."""
+        targets, (how, what) = batch.ids.gather(1, places), at(batch.dice, places)[..., 1:].unbind(-1)
+        others = torch.where(how < 0.9, (what * 30522).long(), targets)
+        ids = batch.ids.scatter(1, places, torch.where(how < 0.8, SPECIAL.mask, others))
+        states = self.model.bert(ids, token_type_ids=batch.segments).last_hidden_state
+        logits = self.model.cls(at(states, places).flatten(0, 1))
+        return logits, F.cross_entropy(logits, targets.flatten())
 
 
 class Peer(nn.Module):
@@ -81,15 +112,29 @@ def objective(net: Backbone | Supernet, model: str = "electra-small", dropout: f
     return ReplacedTokenDetection(net, generator, WEIGHT)
 
 
-def random_batch(seed: int) -> Batch:
+def random_batch(seed: int, rows: int = ROWS, length: int = LENGTH) -> Batch:
     """Draw rows "[CLS] a [SEP] b [SEP]" of random tokens."""
     chance = torch.Generator().manual_seed(seed)
-    ids = torch.randint(1000, 30522, (ROWS, LENGTH), generator=chance)
-    middle = torch.randint(2, LENGTH - 2, (ROWS, 1), generator=chance)
+    ids = torch.randint(1000, 30522, (rows, length), generator=chance)
+    middle = torch.randint(2, length - 2, (rows, 1), generator=chance)
     ids = ids.scatter(1, middle, SPECIAL.sep)
     ids[:, 0], ids[:, -1] = SPECIAL.cls, SPECIAL.sep
-    segments = (torch.arange(LENGTH) > middle).long()
-    return Batch(ids, segments=segments, dice=torch.rand(ROWS, LENGTH, 3, generator=chance))
+    segments = (torch.arange(length) > middle).long()
+    return Batch(ids, segments=segments, dice=torch.rand(rows, length, 3, generator=chance))
+
+
+def masked_objective(dropout: float = 0.1) -> MaskedLM:
+    """Build our side of BERT under masked language modelling."""
+    return MaskedLM(Backbone(presets.architecture("bert-base"), dropout), SPECIAL, rate=RATE)
+
+
+def copy_masked_weights(ours: MaskedLM, peer: MaskedPeer) -> None:
+    """Copy our weights into the peer."""
+    pairs = [*_pairs(ours.backbone, peer.model.bert)]
+    head = peer.model.cls.predictions
+    pairs += [(ours.head.transform, head.transform.dense), (ours.head.norm, head.transform.LayerNorm)]
+    head.bias.data.copy_(ours.head.bias)
+    _copy(pairs)
 
 
 def copy_weights(ours: ReplacedTokenDetection, peer: Peer) -> None:
@@ -102,6 +147,10 @@ def copy_weights(ours: ReplacedTokenDetection, peer: Peer) -> None:
         (ours.head.replaced, peer.head.dense_prediction),
     ]
     peer.generator.generator_lm_head.bias.data.copy_(ours.generator.head.bias)
+    _copy(pairs)
+
+
+def _copy(pairs: list[tuple[nn.Module, nn.Module]]) -> None:
     for source, target in pairs:
         for name, value in target.named_parameters():
             place = "pointwise.bias" if name == "bias" and isinstance(source, nn.ModuleDict) else name
@@ -115,7 +164,8 @@ def _pairs(ours: Backbone, theirs: nn.Module) -> Iterator[tuple[nn.Module, nn.Mo
     yield ours.embed.position, embeddings.position_embeddings
     yield ours.embed.segment, embeddings.token_type_embeddings
     yield ours.embed.norm, embeddings.LayerNorm
-    yield ours.embed.widen, theirs.embeddings_project
+    if hasattr(theirs, "embeddings_project"):
+        yield ours.embed.widen, theirs.embeddings_project
     for index, layer in enumerate(theirs.encoder.layer):
         attn, ffn, own = ours.layers[2 * index], ours.layers[2 * index + 1], layer.attention.self
         yield from ((getattr(attn.body, name), getattr(own, name)) for name in ("query", "key", "value"))
@@ -138,22 +188,37 @@ def check_parity(model: str) -> dict[str, float]:
         SystemExit: they compute different things.
     """
     torch.manual_seed(0)
-    ours = objective(Backbone(presets.architecture(model), 0.0), model, 0.0)
-    peer, batch = Peer(model, dropout=0.0), random_batch(0)
+    masked = model not in FAMILIES
+    ours = masked_objective(0.0) if masked else objective(Backbone(presets.architecture(model), 0.0), model, 0.0)
+    peer, batch = MaskedPeer(0.0) if masked else Peer(model, dropout=0.0), random_batch(0)
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
-    copy_weights(ours, peer)
+    (copy_masked_weights if masked else copy_weights)(ours, peer)
+    outcome = _masked_outcome if masked else _outcome
     found: dict[str, float] = {}
     for precision, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 5e-2)):
         with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
-            sides = [_outcome(ours, peer, batch, side) for side in ("ours", "theirs")]
+            sides = [outcome(ours, peer, batch, side) for side in ("ours", "theirs")]
         for name, (a, b) in {name: (sides[0][name].float(), sides[1][name].float()) for name in sides[0]}.items():
             difference = ((a - b).norm() / b.norm()).item()
             found[f"{name}, {str(precision)[6:]}"] = difference
             if not difference < tolerance:
                 raise SystemExit(f"{model}: the sides differ in {name}, {precision}, by {difference:.2g} of its norm")
     return found
+
+
+def _masked_outcome(ours: MaskedLM, peer: MaskedPeer, batch: Batch, side: str) -> dict[str, torch.Tensor]:
+    """Return the loss and gradients of a side."""
+    if side == "ours":
+        loss, net = ours(batch).total, ours.backbone
+        weights = [net.embed.token.weight, net.layers[0].body.query.weight, net.layers[1].body.up.weight]
+    else:
+        loss, net = peer(batch), peer.model.bert
+        first = net.encoder.layer[0]
+        weights = [net.embeddings.word_embeddings.weight, first.attention.self.query.weight, first.intermediate.dense.weight]
+    grads = torch.autograd.grad(loss, weights)
+    return {"masked loss": loss, **{f"gradient {index}": grad for index, grad in enumerate(grads)}}
 
 
 def _outcome(ours: ReplacedTokenDetection, peer: Peer, batch: Batch, side: str) -> dict[str, torch.Tensor]:

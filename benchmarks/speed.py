@@ -1,8 +1,9 @@
-"""Measure training steps of ELECTRA-small and ConvBERT-small against the same models built from the classes of transformers.
+"""Measure training steps of ELECTRA-small, ConvBERT-small and BERT-base against the same models of transformers.
 
     python -m benchmarks.speed [--rounds 9] [--threads 2]
 
-A step is all of it: replaced-token detection forward, backward, clipping, AdamW; 32 x 128 tokens, bf16 autocast, dropout 0.1.
+A step is all of it: forward, backward, clipping, AdamW; 32 x 128 tokens of replaced-token detection, for BERT-base 8 x 512 of
+masked language modelling; bf16 autocast, dropout 0.1.
 Every side is a process of its own, with its own memory, as its users run it; they take turns, one step each, so that
 whatever else the machine does falls on all alike.  The ratio of two sides is the median over the rounds of the ratio in a round.
 
@@ -13,13 +14,14 @@ compiling does not count; activations are what is left without the weights, the 
 
 import argparse
 import json
+import math
 import multiprocessing
 import os
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from itertools import cycle
@@ -31,9 +33,22 @@ import transformers
 from torch import nn
 
 import layerwright
-from benchmarks.peers import FAMILIES, LENGTH, RATE, ROWS, Peer, check_parity, objective, random_batch
+from benchmarks.peers import (
+    FAMILIES,
+    LENGTH,
+    RATE,
+    ROWS,
+    SHAPES,
+    MaskedPeer,
+    Peer,
+    check_parity,
+    masked_objective,
+    objective,
+    random_batch,
+)
 from layerwright import cost, presets
 from layerwright.backbone import Backbone
+from layerwright.batches import Batch
 from layerwright.kernels import keep_memory
 from layerwright.space import Space
 from layerwright.supernet import Supernet
@@ -52,6 +67,9 @@ SIDES = {
     "transformers' ConvBERT, compiled": ("convbert-small", "compiled"),
     "lv-bert-small": ("lv-bert-small", "ours"),
     "supernet, the path lv-bert-small": ("lv-bert-small", "supernet"),
+    "bert-base": ("bert-base", "ours"),
+    "transformers' BERT, eager": ("bert-base", "eager"),
+    "transformers' BERT, compiled": ("bert-base", "compiled"),
 }
 MODELS = tuple(dict.fromkeys(model for model, _ in SIDES.values()))
 
@@ -59,13 +77,16 @@ MODELS = tuple(dict.fromkeys(model for model, _ in SIDES.values()))
 def stepper(model: str, how: str) -> tuple[nn.Module, Callable[[], float]]:
     """Return a side's objective, and a function that takes one step of it and returns its seconds."""
     torch.manual_seed(0)
-    stream = cycle([random_batch(seed) for seed in range(4)])
+    shape = SHAPES.get(model, (ROWS, LENGTH))
+    stream = cycle([random_batch(seed, *shape) for seed in range(4)])
     if how in ("eager", "compiled", "kept"):
         if how == "kept":
             keep_memory()
-        peer = Peer(model)
+        peer = Peer(model) if model in FAMILIES else MaskedPeer()
         run = torch.compile(peer) if how == "compiled" else peer
         return peer, partial(_peer_step, run, make_optimizer(peer, PLAN), stream)
+    if model == "bert-base":
+        return train_side(masked_objective(), stream)
     arch = presets.architecture(model)
     net: Backbone | Supernet = Backbone(arch)
     if how == "supernet":
@@ -74,9 +95,12 @@ def stepper(model: str, how: str) -> tuple[nn.Module, Callable[[], float]]:
         # Every other step takes a random path and does not count: as in training, not all is still in the cache.
         paths = (path for number in range(10**9) for path in (space.sample(Random(number)), arch))
         stream = (replace(batch, arch=path) for batch, path in zip(stream, paths, strict=False))
-    ours = objective(net, model if model in FAMILIES else "electra-small")
-    reports = train(ours, stream, PLAN, make_optimizer(ours, PLAN))
-    return ours, partial(_our_step, reports, skip=int(how == "supernet"))
+    return train_side(objective(net, model if model in FAMILIES else "electra-small"), stream, skip=int(how == "supernet"))
+
+
+def train_side(ours: nn.Module, stream: Iterable[Batch], skip: int = 0) -> tuple[nn.Module, Callable[[], float]]:
+    """Return our side with a function that takes one step of it, after so many that do not count, and returns its seconds."""
+    return ours, partial(_our_step, train(ours, stream, PLAN, make_optimizer(ours, PLAN)), skip=skip)
 
 
 def _our_step(reports, skip: int) -> float:
@@ -136,6 +160,9 @@ def matrix_product(threads: int, size: int = 2048) -> float:
 def step_flops(text: str) -> float:
     """Count the operations of a training step of our objective: three times those of the forward pass."""
     arch = presets.architecture(text)
+    rows, length = SHAPES.get(text, (ROWS, LENGTH))
+    if text == "bert-base":
+        return 3 * rows * (cost.flops(arch, length) + 2 * round(RATE * length) * arch.embed * (arch.vocab + arch.width))
     small = (arch if text in FAMILIES else presets.architecture("electra-small")).narrow(1 / 4)
     chosen = round(RATE * LENGTH)
     heads = LENGTH * arch.width**2 + chosen * small.embed * (small.vocab + small.width)
@@ -176,7 +203,7 @@ def summarise(measured: dict) -> dict:
         table[name] = {
             "seconds": middle,
             "range": [min(times), max(times)],
-            "tokens_per_second": ROWS * LENGTH / middle,
+            "tokens_per_second": math.prod(SHAPES.get(model, (ROWS, LENGTH))) / middle,
             "slower_than_ours": statistics.median(ratios),
             "slower_range": [ratios[0], ratios[-1]],
             "peak_mib": measured["mib"][name][0],
@@ -228,7 +255,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS / "speed.json")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    compared = [model for model in asked.models if model in FAMILIES]
+    compared = [model for model in asked.models if model in FAMILIES or model in SHAPES]
     parity = {model: check_parity(model) for model in compared}
     print("both sides compute the same", flush=True)
     sides = {name: side for name, side in SIDES.items() if side[0] in asked.models}
