@@ -209,7 +209,8 @@ class _Settled(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        return None, None, *(ctx.grads if grad.device.type == "cpu" and grad == 1 else torch._foreach_mul(ctx.grads, grad))
+        grads, ctx.grads = ctx.grads, None  # kept here any longer, they would be copied to become those of the parameters
+        return None, None, *(grads if grad.device.type == "cpu" and grad == 1 else torch._foreach_mul(grads, grad))
 
 
 class _Drop(Function):
@@ -223,8 +224,9 @@ class _Drop(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        (chance,) = ctx.saved_tensors
-        return masked(grad.contiguous(), kept(chance, ctx.level, grad.dtype)).mul_(LEVELS / (LEVELS - ctx.level)), None
+        return masked(grad.contiguous(), kept(*ctx.saved_tensors, ctx.level, grad.dtype)).mul_(
+            LEVELS / (LEVELS - ctx.level)
+        ), None
 
 
 class _AddNorm(Function):
