@@ -61,9 +61,8 @@ def keep_memory() -> None:
     """Keep freed memory for the next step, where the C library is glibc; the process holds its peak until it ends."""
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):
-        trim_threshold, mmap_max = -1, -4
-        libc.mallopt(trim_threshold, -1)
-        libc.mallopt(mmap_max, 0)
+        for parameter, value in ((-1, -1), (-4, 0)):  # M_TRIM_THRESHOLD, M_MMAP_MAX
+            libc.mallopt(parameter, value)
 
 
 def settle(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
@@ -224,9 +223,8 @@ class _Drop(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        return masked(grad.contiguous(), kept(*ctx.saved_tensors, ctx.level, grad.dtype)).mul_(
-            LEVELS / (LEVELS - ctx.level)
-        ), None
+        keep = kept(*ctx.saved_tensors, ctx.level, grad.dtype)
+        return masked(grad.contiguous(), keep).mul_(LEVELS / (LEVELS - ctx.level)), None
 
 
 class _AddNorm(Function):
