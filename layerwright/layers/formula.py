@@ -5,7 +5,8 @@ products, which are attention in disguise, run on the same path as `attn`.
 """
 
 from collections import Counter
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from ..formula_space import ATTENTION, FormulaSpace
 from ..formulas import Formula
 from ..kernels import drop
 from ..operations import OPERATIONS, Shape
-from ..registry import OptionError, layer
+from ..registry import Domain, OptionError, layer
 from .attention import divide, look
 from .context import Context
 from .convolution import hide
@@ -49,7 +50,7 @@ class FormulaAttention(nn.Module):
     pairs gave, and nothing from maps without one.
     """
 
-    open = {"text": FormulaSpace.parse}  # noqa: RUF012
+    open: ClassVar[dict[str, Callable[[str], Domain]]] = {"text": FormulaSpace.parse}
 
     def __init__(self, width: int, heads: int, text: str):
         super().__init__()
