@@ -6,7 +6,9 @@ training needs per token travels with the batch, as dice, for the same reason.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from itertools import count
@@ -75,12 +77,14 @@ def batches(
     start: int = 0,
     split: str = "train",
     share: tuple[int, int] = (0, 1),
+    apart: bool = False,
 ) -> Iterator[Batch]:
     """Yield batches for ever, from step `start` on: rows "[CLS] a [SEP] b [SEP]", a tenth "[CLS] a [SEP]".
 
     Rows are consecutive windows of the tokens, in a new order and from a new offset every epoch.  A row is cut in two
     where a document begins, else anywhere; that costs its last token.  size: rows of the global batch; share: rank and
-    number of processes.
+    number of processes.  apart: number the documents of each row, so that they do not see each other; [CLS] is of the first,
+    and a [SEP] of the one before it.
 
     Raises:
         DataError: the split is shorter than one row.
@@ -89,7 +93,7 @@ def batches(
     rank, world = share
     if size % world:
         raise ValueError(f"{world} processes cannot share a batch of {size} rows equally")
-    rows = _Rows(corpus, split, length, seed)
+    rows = _Rows(corpus, split, length, seed, apart)
     mine = slice(rank * size // world, (rank + 1) * size // world)
     return (rows.batch(step, size, mine) for step in count(start))
 
@@ -103,12 +107,38 @@ def along(stream: Iterator[Batch], space: Space, seed: int, start: int = 0) -> I
         yield replace(batch, arch=space.sample(Random(f"{seed}/{step}")))
 
 
+class Prefetched:
+    """Make a batch while the one before it is learned from; count the seconds waited for them all the same, and padding."""
+
+    def __init__(self, stream: Iterator[Batch]) -> None:
+        self.seconds, self.tokens, self.real = 0.0, 0, 0
+        self._stream, self._thread = stream, ThreadPoolExecutor(1)
+        self._coming: Future[Batch] | None = None
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self
+
+    def __next__(self) -> Batch:
+        began = time.perf_counter()
+        batch = next(self._stream) if self._coming is None else self._coming.result()
+        self.seconds += time.perf_counter() - began
+        self._coming = self._thread.submit(next, self._stream)
+        self.tokens += batch.ids.numel()
+        self.real += batch.ids.numel() if batch.mask is None else int(batch.mask.sum())
+        return batch
+
+    @property
+    def padding(self) -> float:
+        """The share of padding among the tokens."""
+        return 1 - self.real / self.tokens if self.tokens else 0.0
+
+
 class _Rows:
     """The rows of a split: number -> tokens."""
 
-    def __init__(self, corpus: Corpus, split: str, length: int, seed: int):
+    def __init__(self, corpus: Corpus, split: str, length: int, seed: int, apart: bool):
         self.tokens, self.starts, self.special = corpus.tokens(split), corpus.starts(split), corpus.special
-        self.length, self.seed = length, seed
+        self.length, self.seed, self.apart = length, seed, apart
         self.window = length - 2
         self.count = (len(self.tokens) - self.window) // self.window if self.window > 1 else 0
         if self.count < 1:
@@ -119,25 +149,35 @@ class _Rows:
         chance = np.random.default_rng((self.seed, step))
         dice = chance.random((size, self.length, 3), dtype=np.float32)[mine]
         cuts = chance.random((size, 2))[mine]
-        ids, segments = self._read(np.arange(step * size, (step + 1) * size)[mine], cuts)
-        return Batch(torch.from_numpy(ids), segments=torch.from_numpy(segments), dice=torch.from_numpy(dice))
+        ids, segments, documents = map(torch.from_numpy, self._read(np.arange(step * size, (step + 1) * size)[mine], cuts))
+        several = documents if self.apart and documents.any() else None
+        return Batch(ids, segments=segments, documents=several, dice=torch.from_numpy(dice))
 
-    def _read(self, numbers: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return ids and segments [B, L] of rows by their running number; cuts [B, 2]: chance of each."""
+    def _read(self, numbers: np.ndarray, cuts: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return ids, segments and documents [B, L] of rows by their running number; cuts [B, 2]: chance of each."""
         ids = np.full((len(numbers), self.length), self.special.sep, np.int64)
-        segments = np.zeros_like(ids)
+        segments, documents = np.zeros_like(ids), np.zeros_like(ids)
         ids[:, 0] = self.special.cls
         for row, (number, (single, where)) in enumerate(zip(numbers.tolist(), cuts.tolist(), strict=True)):
             at = self._start(number)
             words = self.tokens[at : at + self.window]
             if single < SINGLE:
                 ids[row, 1:-1] = words
+                cut = self.window  # no token comes later because of a [SEP] before it
             else:
                 cut = self._cut(at, where)
                 ids[row, 1 : cut + 1] = words[:cut]
                 ids[row, cut + 2 : -1] = words[cut:-1]
                 segments[row, cut + 2 :] = 1
-        return ids, segments
+            for begins in self._beginnings(at) if self.apart else ():
+                documents[row, begins + 1 + (begins >= cut) :] += 1
+        documents[:, -1] = documents[:, -2]  # the token that a cut costs may begin one
+        return ids, segments, documents
+
+    def _beginnings(self, at: int) -> list[int]:
+        """Return where documents begin within a window, but for its first token."""
+        first, last = np.searchsorted(self.starts, [at + 1, at + self.window])
+        return [int(start) - at for start in self.starts[first:last]]
 
     def _start(self, number: int) -> int:
         """Return where the window of a row starts in the tokens."""

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -234,6 +234,9 @@ def sealed(run: Path, settings: BaseModel, may_change: Collection[str] = ()) -> 
             before = tomllib.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is not TOML: {error}") from None
+        with suppress(ValidationError):
+            # A setting that came later had its default before.
+            before = type(settings).model_validate(before).model_dump(mode="json", exclude_none=True)
         names = re.compile("|".join(rf"{re.escape(name)}[.:]" for name in may_change) or r"(?!)")
         if changed := [line for line in differences(before, settings) if not names.match(line)]:
             listed = "".join(f"\n  {line}" for line in changed)

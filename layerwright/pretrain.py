@@ -22,7 +22,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from . import cost
-from .batches import Batch
+from .batches import Prefetched
 from .checkpoint import (
     Checkpoint,
     Signals,
@@ -95,7 +95,7 @@ class _Run:
         self.objective.to(self.machine.device)
         self.held = held_out(self.corpus, settings)
         self.start, self.seconds = 0, 0.0
-        self._stream()
+        self.stream = self._stream()
 
     def resume(self) -> None:
         """Take up the newest good checkpoint, if there is one."""
@@ -117,7 +117,7 @@ class _Run:
         if self.machine.is_main_process:
             truncate_after(self.out / "metrics.jsonl", self.start)
         with Signals() as signals, self._trackers(), track(label, steps, self.start) as advance:
-            began = time.monotonic() - self.seconds
+            before, began = self.seconds, time.monotonic() - self.seconds
             for report in self._train():
                 step, self.seconds = report.step, time.monotonic() - began
                 scores = self._score() if step % evaluating == 0 or step == steps else {}
@@ -130,7 +130,7 @@ class _Run:
                 if stop and step < steps:
                     raise Interrupted(f"stopped after step {step} of {steps}; the same command goes on from there")
         if self.machine.is_main_process:
-            self._hand_over()
+            self._hand_over(before)
 
     def _plan(self) -> Plan:
         """Return the plan with its length in steps; for minutes they are measured once and kept."""
@@ -147,12 +147,14 @@ class _Run:
             steps = int(json.loads(kept.read_text())["steps"])
         return self.settings.plan.model_copy(update={"steps": steps, "tokens": None, "minutes": None})
 
-    def _stream(self) -> Iterator[Batch]:
-        return stream_of(self.settings, self.corpus, self.start, (self.machine.process_index, self.machine.num_processes))
+    def _stream(self) -> Prefetched:
+        share = (self.machine.process_index, self.machine.num_processes)
+        return Prefetched(stream_of(self.settings, self.corpus, self.start, share))
 
     def _train(self) -> Iterator[Report]:
         given = {"start": self.start, "seed": self.settings.seed}
-        return train(self.objective, self._stream(), self.plan, self.optimizer, **given, accelerator=self.machine)
+        self.stream = self._stream()
+        return train(self.objective, self.stream, self.plan, self.optimizer, **given, accelerator=self.machine)
 
     @contextmanager
     def _trackers(self) -> Iterator[None]:
@@ -198,11 +200,13 @@ class _Run:
             tensors = {"model": weights, "optimizer": flatten_optimizer(self.optimizer)}
             save(self.out, tensors, {"step": step, "seconds": self.seconds, "corpus": self.corpus.fingerprint})
 
-    def _hand_over(self) -> None:
-        """Write the result, and the model folder of an architecture."""
+    def _hand_over(self, before: float) -> None:
+        """Write the result, and the model folder of an architecture; before: seconds that earlier processes took."""
         settings, steps = self.settings, self.plan.steps or 0
         tokens = steps * settings.batch * settings.length
         result: dict[str, Any] = {"steps": steps, "tokens": tokens, "seconds": self.seconds, "score": self._score()}
+        # Of what this process did, which of a run that was resumed is the end.
+        result |= {"waiting": self.stream.seconds / max(self.seconds - before, 1e-9), "padding": self.stream.padding}
         if self.space.size == 1:
             arch = self.space.largest
             result |= {"arch": str(arch), "parameters": cost.parameters(arch), "flops": cost.flops(arch, settings.length)}

@@ -33,8 +33,9 @@ class PretrainSettings(BaseModel):
 
     arch: an architecture, a preset, or a space (then a supernet is trained).  generator: of replaced-token detection, a
     fraction of the width or an architecture; some presets bring one.  batch: rows a step over all processes; length: tokens
-    a row.  evaluate_every, save_every: steps; 0 stands for a twentieth of the run.  evaluate_rows: held-out rows, from 64 on
-    in batches of 64.  trackers: where to log beside metrics.jsonl (tensorboard, wandb, ...: those of Accelerate).
+    a row.  apart: documents in one row do not see each other.  evaluate_every, save_every: steps; 0 stands for a twentieth
+    of the run.  evaluate_rows: held-out rows, from 64 on in batches of 64.  trackers: where to log beside metrics.jsonl
+    (tensorboard, wandb, ...: those of Accelerate).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,6 +46,7 @@ class PretrainSettings(BaseModel):
     generator: str = "1/4"
     batch: int = Field(128, ge=1)
     length: int = Field(128, ge=8)
+    apart: bool = False
     dropout: float = Field(0.1, ge=0, lt=1)
     seed: int = Field(0, ge=0)
     plan: Plan = Plan()
@@ -135,7 +137,8 @@ def _fraction(text: str) -> float | None:
 
 def stream_of(settings: PretrainSettings, corpus: Corpus, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
     """Yield the batches of a run from a step on; those of a supernet name an architecture."""
-    stream = batches(corpus, size=settings.batch, length=settings.length, seed=settings.seed, start=start, share=share)
+    rows = {"size": settings.batch, "length": settings.length, "apart": settings.apart}
+    stream = batches(corpus, seed=settings.seed, start=start, share=share, **rows)
     space = settings.space()
     return stream if space.size == 1 else along(stream, space, settings.seed, start)
 
@@ -147,7 +150,7 @@ def held_out(corpus: Corpus, settings: PretrainSettings) -> list[Batch]:
         DataError: the validation split is shorter than one row.
     """
     size = min(64, settings.evaluate_rows)
-    stream = batches(corpus, size=size, length=settings.length, seed=0, split="validation")
+    stream = batches(corpus, size=size, length=settings.length, seed=0, split="validation", apart=settings.apart)
     return list(islice(stream, math.ceil(settings.evaluate_rows / size)))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from layerwright.batches import Batch, along, batches
+from layerwright.batches import Batch, Prefetched, along, batches
 from layerwright.corpus import CorpusSettings, build
 from layerwright.errors import DataError
 from layerwright.space import Space
@@ -102,6 +102,26 @@ def test_a_row_is_a_window_cut_where_a_document_begins_or_else_anywhere(counted)
     assert anywhere.keys() == {*range(1, 21)}
 
 
+def test_documents_apart_are_numbered_and_nothing_else_changes(counted):
+    starts, special = counted.starts("train"), counted.special
+    places = {token: place for place, token in enumerate(counted.tokens("train").tolist())}
+    several = 0
+    for joined, apart in zip(take(60, counted), take(60, counted, apart=True), strict=True):
+        assert joined.documents is None
+        assert apart.documents is not None
+        for name in ("ids", "segments", "dice"):
+            assert torch.equal(getattr(joined, name), getattr(apart, name))
+        for ids, numbers in zip(apart.ids.tolist(), apart.documents.tolist(), strict=True):
+            real = [place for place, token in enumerate(ids) if token not in (special.cls, special.sep)]
+            of = [int(np.searchsorted(starts, places[ids[place]], side="right")) for place in real]
+            assert [numbers[place] for place in real] == [one - of[0] for one in of]
+            # [CLS] is of the first document, a [SEP] of the one before it.
+            assert numbers[0] == 0
+            assert all(numbers[place] == numbers[place - 1] for place, token in enumerate(ids) if token == special.sep)
+            several += numbers[-1] > 1
+    assert several > 20
+
+
 def test_a_tenth_of_the_rows_has_one_segment(tiny_corpus):
     rows = torch.cat([batch.segments.amax(1) for batch in take(250, tiny_corpus)])
     singles, expected = int((rows == 0).sum()), 0.1 * len(rows)
@@ -175,3 +195,25 @@ def test_architectures_are_sampled_uniformly():
     found = Counter(str(batch.arch) for batch in along(iter([empty] * 3_000), space, 0))
     assert len(found) == 3
     assert all(abs(count - 1_000) < 3 * (3_000 * 2 / 9) ** 0.5 for count in found.values())
+
+
+def test_batches_made_ahead_are_the_same_and_counted(tiny_corpus):
+    stream = Prefetched(iter(take(7, tiny_corpus)))
+    assert same(list(stream), take(7, tiny_corpus))
+    assert stream.seconds > 0
+    assert (stream.tokens, stream.padding) == (7 * 12 * 24, 0)
+    mask = torch.tensor([[True, True, False, False], [True, True, True, False]])
+    padded = Prefetched(iter([Batch(torch.ones(2, 4, dtype=torch.long), mask)]))
+    list(padded)
+    assert padded.padding == 3 / 8
+
+
+def test_what_goes_wrong_ahead_is_told_when_it_is_asked_for(tiny_corpus):
+    def broken():
+        yield from take(2, tiny_corpus)
+        raise OSError("the disk is gone")
+
+    stream = Prefetched(broken())
+    assert len([next(stream), next(stream)]) == 2
+    with pytest.raises(OSError, match="the disk is gone"):
+        next(stream)

@@ -12,8 +12,8 @@ from layerwright.architecture import Architecture
 from layerwright.backbone import Backbone
 from layerwright.batches import Batch, batches
 from layerwright.kernels import pick
-from layerwright.objectives import MaskedLM, ReplacedTokenDetection, choose
-from layerwright.recipe import PretrainSettings, make_objective
+from layerwright.objectives import MaskedLM, ReplacedTokenDetection, choose, encode
+from layerwright.recipe import PretrainSettings, held_out, make_objective, stream_of
 from layerwright.space import Space
 from layerwright.supernet import Supernet
 from layerwright.train import Plan
@@ -351,3 +351,27 @@ def test_objectives_learn_the_sentences(tiny_corpus):
             loss.total.backward()
             optimizer.step()
         assert loss.parts.get("masked", loss.total).item() < 0.75 * math.log(300)
+
+
+@pytest.mark.parametrize(
+    "space", ["16 embed=8 vocab=4096 positions=64: attn ffn conv mixed[kernel=5]", "16 embed=8 vocab=4096: 4x{conv|attn}"]
+)
+@pytest.mark.parametrize("kind", ["mlm", "rtd"])
+def test_documents_apart_are_strangers_in_encoder_generator_and_supernet(tiny_corpus, space, kind):
+    settings = PretrainSettings(
+        arch=space, corpus=tiny_corpus.folder, objective=kind, batch=8, length=48, apart=True, plan=Plan(steps=1)
+    )
+    objective = make_objective(settings, tiny_corpus).eval()
+    batch = next(stream_of(settings, tiny_corpus, 0))
+    assert batch.documents is not None
+    changed = replace(batch, ids=torch.where(batch.documents == 1, 5 + (batch.ids * 7) % 90, batch.ids))
+    elsewhere = batch.documents != 1
+    assert not torch.equal(batch.ids, changed.ids)
+    nets = [objective.backbone, *([objective.generator.backbone] if kind == "rtd" else [])]
+    for net in nets:
+        one, other = (encode(net, some, some.ids) for some in (batch, changed))
+        assert torch.allclose(one[elsewhere], other[elsewhere], atol=1e-6)
+        joined, mixed_up = (encode(net, replace(some, documents=None), some.ids) for some in (batch, changed))
+        assert not torch.allclose(joined[elsewhere], mixed_up[elsewhere], atol=1e-4)
+    assert objective(batch).total.isfinite()
+    assert all(one.documents is not None for one in held_out(tiny_corpus, settings))

@@ -84,7 +84,7 @@ def assert_same_outcome(ours, theirs):
     for name in ("model.safetensors", "optimizer.safetensors"):
         assert (found.folder / name).read_bytes() == (expected.folder / name).read_bytes(), name
     result, expected = (json.loads((out / "result.json").read_text()) for out in (ours, theirs))
-    assert result == expected | {"seconds": result["seconds"]}
+    assert result == expected | {name: result[name] for name in ("seconds", "waiting")}
 
 
 def stop_after(monkeypatch, step, *numbers):
@@ -116,6 +116,8 @@ def test_a_run_leaves_settings_metrics_checkpoints_a_result_and_a_model(tiny_cor
     result = json.loads((out / "result.json").read_text())
     assert (result["steps"], result["tokens"]) == (STEPS, STEPS * 4 * 24)
     assert result["seconds"] > 0
+    assert 0 < result["waiting"] < 1
+    assert result["padding"] == 0
     assert result["arch"] == ARCHES[kind]
     assert result["parameters"] == parameters(Architecture.parse(ARCHES[kind]))
     assert result["score"] == {name: value for name, value in lines[-1].items() if name.startswith("held_out_")}
@@ -168,7 +170,7 @@ def test_a_supernet_leaves_weights_and_a_score_but_no_model(tiny_corpus, uninter
     out = uninterrupted("supernet")
     assert not (out / "model").exists()
     result = json.loads((out / "result.json").read_text())
-    assert result.keys() == {"steps", "tokens", "seconds", "score"}
+    assert result.keys() == {"steps", "tokens", "seconds", "score", "waiting", "padding"}
     settings, objective = load(out)
     held = held_out(tiny_corpus, settings)
     archs = [Architecture.parse(f"16 embed=8 vocab=300 positions=32: {layers}") for layers in ("3xattn", "conv ffn attn")]
