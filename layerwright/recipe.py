@@ -137,8 +137,8 @@ def _fraction(text: str) -> float | None:
 
 def stream_of(settings: PretrainSettings, corpus: Corpus, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
     """Yield the batches of a run from a step on; those of a supernet name an architecture."""
-    rows = {"size": settings.batch, "length": settings.length, "apart": settings.apart}
-    stream = batches(corpus, seed=settings.seed, start=start, share=share, **rows)
+    size, length, seed = settings.batch, settings.length, settings.seed
+    stream = batches(corpus, size=size, length=length, seed=seed, start=start, share=share, apart=settings.apart)
     space = settings.space()
     return stream if space.size == 1 else along(stream, space, settings.seed, start)
 

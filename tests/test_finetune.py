@@ -5,6 +5,7 @@ import math
 import os
 import shutil
 import signal
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 
@@ -402,6 +403,20 @@ def test_batches_hold_every_row_once_and_rows_of_about_one_length(count):
         assert [len(rows.tokens[batch[0]].ids) for batch in batches] != sorted(
             len(rows.tokens[batch[0]].ids) for batch in batches
         )
+
+
+@pytest.mark.parametrize("count", [1, 40, 700])
+def test_what_is_only_scored_comes_once_the_shortest_first_with_little_padding(count):
+    chance = Random(count)
+    rows = Rows([Tokens([0] * chance.randint(3, 100), 3) for _ in range(count)], None, 0)
+    batches = rows.lean(32)
+    places = [place for batch in batches for place in batch]
+    assert sorted(places) == list(range(count))
+    assert [rows.length(place) for place in places] == sorted(map(rows.length, range(count)))
+    assert max(map(len, batches)) <= 32
+    assert all(rows.padding([batch]) <= 0.05 for batch in batches)
+    for batch, after in pairwise(batches):
+        assert len(batch) == 32 or rows.padding([[*batch, after[0]]]) > 0.05
 
 
 def test_the_loss_is_cross_entropy_or_squared_error():

@@ -186,6 +186,7 @@ class _Run:
             learned=measured.learned,
             loss=statistics.fmean(losses[-len(epochs[0]) :]),
             padding=self.train.padding([places for batches in epochs for places in batches]),
+            padding_scored=self.scored["valid"].padding(self.scored["valid"].lean(settings.batch)),
             seconds=time.monotonic() - began,
             also=self._predict_others(objective, form, folder),
             config=json.loads(json.dumps(form.config())),  # as it comes back from result.json
@@ -210,7 +211,7 @@ class _Run:
         objective.eval()
         device, precision = self.machine.device, self.settings.precision
         decoded: list[Any] = [None] * len(rows)
-        for places in rows.by_length(self.settings.batch, range(len(rows))):
+        for places in rows.lean(self.settings.batch):
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = objective.predict(rows.batch(places).to(device)).cpu()
             for place, found in zip(places, self.form.decode(logits, rows, places), strict=True):

@@ -14,8 +14,9 @@ from layerwright.tasks.examples import Kind
 class SeedResult(BaseModel):
     """What a seed came to on the validation examples after its last epoch.
 
-    learned: False if it predicts the same for every row.  loss: mean of the last epoch.  padding: share of the tokens it learned
-    from.  also: scores on other splits that have labels.  config: what the model folder says of the task.
+    learned: False if it predicts the same for every row.  loss: mean of the last epoch.  padding, padding_scored: shares of the
+    tokens it learned from, and of those of the validation examples.  also: scores on other splits that have labels.  config: what
+    the model folder says of the task.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -25,6 +26,7 @@ class SeedResult(BaseModel):
     learned: bool
     loss: float
     padding: float
+    padding_scored: float | None = None
     seconds: float
     also: dict[str, dict[str, float]] = {}
     config: dict[str, Any] = {}
@@ -73,11 +75,12 @@ def show(results: FinetuneResults) -> None:
     """Print every seed, and what they come to together."""
     names = list(results.summary)
     rows: list[list[object]] = [
-        [f"seed {one.seed}", *(one.scores[name] for name in names), one.loss, one.padding, one.seconds] for one in results.seeds
+        [f"seed {one.seed}", *(one.scores[name] for name in names), one.loss, one.padding, one.padding_scored, one.seconds]
+        for one in results.seeds
     ]
     for title, part in (("median", "median"), ("mean", "mean"), ("std", "std"), ("95 % from", "low"), ("to", "high")):
-        rows.append([title, *(results.summary[name][part] for name in names), None, None, None])
+        rows.append([title, *(results.summary[name][part] for name in names), None, None, None, None])
     title = f"{results.task or results.kind} on {results.rows['valid']:,} rows"
-    console.table(title, ["", *names, "loss", "padding", "seconds"], rows)
+    console.table(title, ["", *names, "loss", "padding", "when scored", "seconds"], rows)
     if lost := [str(one.seed) for one in results.seeds if not one.learned]:
         console.warn(f"not learned, the same prediction for every row: seed {', '.join(lost)}")

@@ -19,6 +19,7 @@ from layerwright.errors import DataError
 
 AT_ONCE = 4096  # texts; the tokenizer's own notes on them take far more memory than their tokens
 WINDOW = 50  # batches that are sorted by length together
+PADDING = 0.05  # the share of it that sorting leaves at most in a batch that nothing is learned from
 T = TypeVar("T")
 
 
@@ -95,6 +96,19 @@ class Rows:
     def by_length(self, size: int, places: Sequence[int]) -> list[Sequence[int]]:
         """Return some examples in batches, the shortest first."""
         return cut(sorted(places, key=self.length), size)
+
+    def lean(self, size: int) -> list[Sequence[int]]:
+        """Return all examples in batches of at most `size`, the shortest first; one ends where more of it would be padding."""
+        batches: list[list[int]] = []
+        whole = 0
+        for place in sorted(range(len(self)), key=self.length):
+            length = self.length(place)
+            if not batches or len(batches[-1]) == size or whole + length < (1 - PADDING) * length * (len(batches[-1]) + 1):
+                batches.append([])
+                whole = 0
+            batches[-1].append(place)
+            whole += length
+        return list(batches)
 
     def padding(self, batches: Sequence[Sequence[int]]) -> float:
         """Return the share of padding among the tokens of some batches."""
