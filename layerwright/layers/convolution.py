@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import fused, kernels
+from .. import dynamic_convolution, fused, kernels
 from ..errors import nearest
 from ..fused import project
 from ..registry import OptionError, layer
@@ -190,16 +190,4 @@ def convolve(x: Tensor, logits: Tensor, context: Context) -> Tensor:
 
     Padding must be zero in x; other documents are left out.
     """
-    near = context.neighbours(logits.shape[-1])
-    if kernels.fast(x):
-        return fused.convolve(x, logits, near)
-    weights = logits.float().softmax(-1).to(x.dtype)
-    if near is not None:
-        weights = weights * near[:, :, None, :]
-    heads, kernel = logits.shape[-2:]
-    half, length = kernel // 2, x.shape[1]
-    padded = F.pad(x, (0, 0, half, half)).unflatten(-1, (heads, -1))
-    mixed = weights[..., 0:1] * padded[:, 0:length]
-    for tap in range(1, kernel):
-        mixed = mixed + weights[..., tap : tap + 1] * padded[:, tap : tap + length]
-    return torch.flatten(mixed, -2)
+    return dynamic_convolution.mix(kernels.lower(x), logits, context.neighbours(logits.shape[-1]))
