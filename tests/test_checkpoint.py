@@ -456,6 +456,20 @@ class Plan(BaseModel):
     saving: Saving = Saving()
 
 
+class Older(BaseModel):
+    """The plan of a release that knew neither of two settings."""
+
+    steps: int = 10
+    saving: Saving = Saving()
+
+
+def test_a_setting_that_came_later_had_its_default_before(tmp_path):
+    sealed(tmp_path, Older(steps=12))
+    with pytest.raises(ValueError, match=r"\n  keep: 2 -> 3$"):
+        sealed(tmp_path, Plan(steps=12, keep=3))
+    sealed(tmp_path, Plan(steps=12))
+
+
 def test_a_run_remembers_its_settings(tmp_path):
     sealed(tmp_path, Plan())
     sealed(tmp_path, Plan())
