@@ -4,8 +4,8 @@
 
 A step is all of it: forward, backward, clipping, AdamW; 32 x 128 tokens of replaced-token detection, for BERT-base 8 x 512 of
 masked language modelling; bf16 autocast, dropout 0.1.
-Every side is a process of its own, with its own memory, as its users run it; they take turns, one step each, so that
-whatever else the machine does falls on all alike.  The ratio of two sides is the median over the rounds of the ratio in a round.
+Every side is a process of its own, with its own memory, as its users run it; those of a model take turns, one step each, so
+that whatever else the machine does falls on all alike.  The ratio of two sides is the median over the rounds of that in a round.
 
 First both sides must compute the same (benchmarks/peers.py).  The row "memory kept" gives it our setting
 of the C library's allocator as well.  Peak memory is that of the resident set (VmHWM) after the first steps, so that
@@ -170,12 +170,13 @@ def step_flops(text: str) -> float:
 
 
 def measure(sides: dict[str, tuple[str, str]], rounds: int, threads: int) -> dict:
-    """Let the sides take turns: seconds by side and round, peaks by side, matrix products by round."""
+    """Let the sides of a model take turns: seconds by side and round, peaks by side, matrix products by round."""
     context = multiprocessing.get_context("spawn")
-    pipes = {}
+    pipes, processes = {}, []
     for name, side in sides.items():
         pipes[name], end = context.Pipe()
-        context.Process(target=serve, args=(end, *side, threads), daemon=True).start()
+        processes.append(context.Process(target=serve, args=(end, *side, threads), daemon=True))
+        processes[-1].start()
         end.close()
         print(f"starting: {name}", flush=True)
         assert pipes[name].recv() == "ready"
@@ -190,7 +191,10 @@ def measure(sides: dict[str, tuple[str, str]], rounds: int, threads: int) -> dic
         print(f"round {number + 1} of {rounds}: " + "  ".join(f"{times[-1]:.3f}" for times in seconds.values()), flush=True)
     for pipe in pipes.values():
         pipe.send(False)
-    return {"seconds": seconds, "mib": {name: pipe.recv() for name, pipe in pipes.items()}, "matrix_flops": products}
+    mib = {name: pipe.recv() for name, pipe in pipes.items()}
+    for process in processes:
+        process.join()
+    return {"seconds": seconds, "mib": mib, "matrix_flops": products}
 
 
 def summarise(measured: dict) -> dict:
@@ -258,9 +262,12 @@ def main() -> None:
     compared = [model for model in asked.models if model in FAMILIES or model in SHAPES]
     parity = {model: check_parity(model) for model in compared}
     print("both sides compute the same", flush=True)
-    sides = {name: side for name, side in SIDES.items() if side[0] in asked.models}
-    result = {"machine": machine() | {"threads": asked.threads}, "parity": parity}
-    result |= measure(sides, asked.rounds, asked.threads)
+    result = {"machine": machine() | {"threads": asked.threads}, "parity": parity, "seconds": {}, "mib": {}, "matrix_flops": []}
+    for model in dict.fromkeys(asked.models):  # one after the other: all of them at once want more memory than many machines have
+        found = measure({name: side for name, side in SIDES.items() if side[0] == model}, asked.rounds, asked.threads)
+        result["seconds"] |= found["seconds"]
+        result["mib"] |= found["mib"]
+        result["matrix_flops"] += found["matrix_flops"]
     result |= {"table": summarise(result)}
     asked.out.parent.mkdir(parents=True, exist_ok=True)
     asked.out.write_text(json.dumps(result, indent=1) + "\n")
