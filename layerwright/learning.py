@@ -120,9 +120,10 @@ def _key_numbers(text: str, rows: Sequence[dict[str, float]]) -> list[tuple[str,
             ("time", duration(last["seconds"]), f"{compact(last.get('tokens', math.nan) / last['seconds'])} tokens a second")
         )
     if arch:
+        length = min(128, arch.positions)
         numbers += [
             ("parameters", compact(cost.parameters(arch)), "embeddings included"),
-            ("FLOPs", compact(cost.flops(arch)), "forward, 128 tokens"),
+            ("FLOPs", compact(cost.flops(arch, length)), f"forward, {length} tokens"),
         ]
     return numbers
 

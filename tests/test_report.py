@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from layerwright import report
+from layerwright import learning, report
 from layerwright.architecture import Architecture
 from layerwright.drawings import Axis, Chart, colour, strip
 from layerwright.findings import best_so_far, pareto
@@ -546,3 +546,8 @@ def test_a_browser_draws_the_page_on_a_phone(tmp_path: Path):
     browse(tmp_path / "report.html", tmp_path, f"--screenshot={image}", "--window-size=400,3000")
     assert image.read_bytes().startswith(b"\x89PNG")
     assert image.stat().st_size > 60_000
+
+
+def test_a_run_of_short_rows_has_its_numbers():
+    told = learning._key_numbers("16 vocab=20 positions=8: attn", [{"loss": 1.0}])
+    assert [note for name, _, note in told if name == "FLOPs"] == ["forward, 8 tokens"]
