@@ -45,9 +45,10 @@ GENERATORS = {"convbert-small": Architecture.parse("64 embed=128: 12x(mixed[form
 class MaskedPeer(nn.Module):
     """BERT of transformers under masked language modelling, the output layer on the chosen positions only."""
 
-    def __init__(self, dropout: float = 0.1):
+    def __init__(self, dropout: float = 0.1, arch: Architecture | None = None):
         super().__init__()
-        self.model = BertForMaskedLM(BertConfig(hidden_dropout_prob=dropout, attention_probs_dropout_prob=dropout))
+        rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
+        self.model = BertForMaskedLM(BertConfig(**sizes(arch or presets.architecture("bert-base")), **rates))
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Return the loss."""
@@ -64,15 +65,18 @@ class MaskedPeer(nn.Module):
 
 
 class Peer(nn.Module):
-    """ELECTRA or ConvBERT of transformers: generator and discriminator that share embeddings, as one objective."""
+    """ELECTRA or ConvBERT of transformers: generator and discriminator that share embeddings, as one objective.
 
-    def __init__(self, model: str, dropout: float = 0.1):
+    arch, narrow: the sizes of the discriminator and of the generator, where they are not those of the model.
+    """
+
+    def __init__(self, model: str, dropout: float = 0.1, arch: Architecture | None = None, narrow: Architecture | None = None):
         super().__init__()
         config, masked, backbone = FAMILIES[model]
-        sizes = {"vocab_size": 30522, "embedding_size": 128, "num_hidden_layers": 12, "pad_token_id": 0}
+        arch, narrow = arch or presets.architecture(model), narrow or generator_of(model)
+        given = {"embedding_size": arch.embed, "pad_token_id": 0}
         rates = {"hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout}
-        small = config(hidden_size=64, num_attention_heads=1, intermediate_size=256, **sizes, **rates)
-        large = config(hidden_size=256, num_attention_heads=4, intermediate_size=1024, **sizes, **rates)
+        small, large = (config(**sizes(one), **given, **rates) for one in (narrow, arch))
         self.generator, self.discriminator = masked(small), backbone(large)
         self.head = ElectraDiscriminatorPredictions(large)
         inner = getattr(self.generator, small.model_type)
@@ -105,10 +109,26 @@ class Peer(nn.Module):
         return logits, F.binary_cross_entropy_with_logits(logits, (ids != batch.ids).to(logits.dtype))
 
 
+def generator_of(model: str) -> Architecture:
+    """Return the generator of a model."""
+    return GENERATORS.get(model) or presets.architecture(model).narrow(1 / 4)
+
+
+def sizes(arch: Architecture) -> dict[str, int]:
+    """Return the sizes of an architecture of attention and feed-forward layers in turn, as transformers names them."""
+    attention, feed_forward = (dict(layer.options) for layer in arch.layers[:2])
+    return {
+        "vocab_size": arch.vocab,
+        "hidden_size": arch.width,
+        "num_hidden_layers": len(arch) // 2,
+        "num_attention_heads": int(attention["heads"]),
+        "intermediate_size": int(feed_forward["inner"]),
+    }
+
+
 def objective(net: Backbone | Supernet, model: str = "electra-small", dropout: float = 0.1) -> ReplacedTokenDetection:
     """Build our side: the generator is a quarter as wide as that model, whatever the backbone."""
-    small = GENERATORS.get(model) or presets.architecture(model).narrow(1 / 4)
-    generator = MaskedLM(Backbone(small, dropout), SPECIAL, rate=RATE, masked=0.85, random=0.0)
+    generator = MaskedLM(Backbone(generator_of(model), dropout), SPECIAL, rate=RATE, masked=0.85, random=0.0)
     return ReplacedTokenDetection(net, generator, WEIGHT)
 
 
@@ -182,15 +202,24 @@ def _pairs(ours: Backbone, theirs: nn.Module) -> Iterator[tuple[nn.Module, nn.Mo
 
 
 def check_parity(model: str) -> dict[str, float]:
-    """Return the largest relative differences between the sides; the same weights and corrupted input for both.
+    """Return the largest relative differences between the sides of a model.
 
     Raises:
         SystemExit: they compute different things.
     """
     torch.manual_seed(0)
-    masked = model not in FAMILIES
-    ours = masked_objective(0.0) if masked else objective(Backbone(presets.architecture(model), 0.0), model, 0.0)
-    peer, batch = MaskedPeer(0.0) if masked else Peer(model, dropout=0.0), random_batch(0)
+    if model not in FAMILIES:
+        return compare(model, masked_objective(0.0), MaskedPeer(0.0), random_batch(0))
+    return compare(model, objective(Backbone(presets.architecture(model), 0.0), model, 0.0), Peer(model, 0.0), random_batch(0))
+
+
+def compare(model: str, ours: nn.Module, peer: nn.Module, batch: Batch) -> dict[str, float]:
+    """Return the largest relative differences between two sides without dropout, given the same weights and corrupted input.
+
+    Raises:
+        SystemExit: they compute different things.
+    """
+    masked, kind = isinstance(peer, MaskedPeer), batch.ids.device.type
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
@@ -198,7 +227,7 @@ def check_parity(model: str) -> dict[str, float]:
     outcome = _masked_outcome if masked else _outcome
     found: dict[str, float] = {}
     for precision, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 5e-2)):
-        with torch.autocast("cpu", torch.bfloat16, enabled=precision == torch.bfloat16):
+        with torch.autocast(kind, torch.bfloat16, enabled=precision == torch.bfloat16):
             sides = [outcome(ours, peer, batch, side) for side in ("ours", "theirs")]
         for name, (a, b) in {name: (sides[0][name].float(), sides[1][name].float()) for name in sides[0]}.items():
             difference = ((a - b).norm() / b.norm()).item()
@@ -224,7 +253,7 @@ def _masked_outcome(ours: MaskedLM, peer: MaskedPeer, batch: Batch, side: str) -
 def _outcome(ours: ReplacedTokenDetection, peer: Peer, batch: Batch, side: str) -> dict[str, torch.Tensor]:
     """Return logits, losses and gradients of a side, for tokens drawn by our generator in float32."""
     choice = choose(batch, RATE, SPECIAL)
-    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+    with torch.no_grad(), torch.autocast(batch.ids.device.type, enabled=False):
         drawn = ours.generator.predict(batch, choice, at(batch.dice, choice.places)[..., 2].flatten())[1]
         ids, replaced = ours.fill(batch, choice, drawn)
     if side == "ours":
