@@ -30,12 +30,11 @@ def project(x: Tensor, *maps: nn.Module) -> tuple[Tensor, ...]:
     if not ready(x, *maps):
         return tuple(each(x) for each in maps)
     weights, biases = [each.weight for each in maps], [each.bias for each in maps]
-    with torch.autocast("cpu", enabled=False):
-        if not torch.is_grad_enabled():  # to stack weights for one product costs more than that saves
-            rows = x.reshape(-1, x.shape[-1])
-            pairs = zip(weights, biases, strict=True)
-            return tuple(linear(rows, w.to(x.dtype), b.to(x.dtype)).view(*x.shape[:-1], -1) for w, b in pairs)
-        found = _run(_Project, x, len(maps), *weights, *biases)
+    if not torch.is_grad_enabled():  # to stack weights for one product costs more than that saves
+        rows = x.reshape(-1, x.shape[-1])
+        pairs = zip(weights, biases, strict=True)
+        return tuple(linear(rows, w.to(x.dtype), b.to(x.dtype)).view(*x.shape[:-1], -1) for w, b in pairs)
+    found = _run(_Project, x, len(maps), *weights, *biases)
     return found if isinstance(found, tuple) else (found,)
 
 
@@ -55,8 +54,7 @@ def feed_forward(x: Tensor, up: nn.Module, out: nn.Module) -> Tensor:
     x = kernels.lower(x)
     if not ready(x, up, out):
         return torch.as_tensor(out(F.gelu(up(x))))
-    with torch.autocast("cpu", enabled=False):
-        return torch.as_tensor(_run(_FeedForward, x, up.weight, up.bias, out.weight, out.bias))
+    return torch.as_tensor(_run(_FeedForward, x, up.weight, up.bias, out.weight, out.bias))
 
 
 def add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
@@ -76,8 +74,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int, visible: Te
     alike = visible is None or (visible.shape[1] == 1 and visible.shape[3] == key.shape[1])
     if level is None or not alike or not ready(query) or kernels.scaled(query, level):
         return kernels.attend(query, key, value, heads=heads, visible=visible, p=p)
-    with torch.autocast("cpu", enabled=False):
-        return torch.as_tensor(_run(_Attend, query, key, value, heads, visible, level))
+    return torch.as_tensor(_run(_Attend, query, key, value, heads, visible, level))
 
 
 def surprise(x: Tensor, matrix: Tensor, bias: Tensor, targets: Tensor, chance: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -88,8 +85,7 @@ def surprise(x: Tensor, matrix: Tensor, bias: Tensor, targets: Tensor, chance: T
     x, matrix = kernels.lower(x), kernels.lower(matrix)
     if not ready(x):
         return kernels.surprise(x, matrix, bias, targets, chance)
-    with torch.autocast("cpu", enabled=False):
-        nats, tokens = _run(_Surprise, x, matrix, bias, targets, chance)
+    nats, tokens = _run(_Surprise, x, matrix, bias, targets, chance)
     return nats, tokens
 
 
@@ -196,23 +192,25 @@ class _AddNorm(Function):
     @staticmethod
     def forward(ctx, x, y, weight, bias, eps, level):  # type: ignore[no-untyped-def]
         x, y, seed = x.contiguous(), y.contiguous(), _seed() if level else 0
-        out, total = torch.empty_like(y), torch.empty_like(y)
-        mean, scale = torch.empty(2, y.numel() // y.shape[-1])
         weight, bias = weight.detach().float(), bias.detach().float()
+        out, (mean, scale) = torch.empty_like(y), torch.empty(2, y.numel() // y.shape[-1])
+        # The next layer keeps the result too. What went into it can be found again unless the norm all but hides it.
+        again = bool((bias.abs() < 4 * weight.abs()).all())
+        total = None if again else torch.empty_like(y)
         call("add_norm", y, x, y, weight, bias, out, total, mean, scale, len(mean), y.shape[-1], eps, level, seed)
-        ctx.save_for_backward(total, weight, mean, scale)
+        ctx.save_for_backward(out if again else total, weight, bias if again else None, mean, scale)
         ctx.level, ctx.seed = level, seed
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        total, weight, mean, scale = ctx.saved_tensors
-        dx = torch.empty_like(total)
-        dy = torch.empty_like(total) if ctx.level else dx
+        kept, weight, bias, mean, scale = ctx.saved_tensors
+        dx = torch.empty_like(kept)
+        dy = torch.empty_like(kept) if ctx.level else dx
         dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
-        sizes = len(mean), total.shape[-1], ctx.level, ctx.seed
-        call("add_norm_backward", dx, grad.contiguous(), total, weight, mean, scale, dx, dy, dweight, dbias, *sizes)
+        sizes = len(mean), kept.shape[-1], ctx.level, ctx.seed
+        call("add_norm_backward", dx, grad.contiguous(), kept, weight, bias, mean, scale, dx, dy, dweight, dbias, *sizes)
         return dx, dy, dweight, dbias, None, None
 
 

@@ -72,10 +72,13 @@ def test_attend_is_attention_over_what_is_visible(dtype, tolerance, context, hea
 @needs_compiler
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("width", [5, 16, 37, 64, 200])
-def test_a_residual_and_its_norm(dtype, tolerance, width, counted):
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_residual_and_its_norm(dtype, tolerance, width, hidden, counted):
     norm = nn.LayerNorm(width)
-    nn.init.uniform_(norm.weight)
-    nn.init.uniform_(norm.bias)
+    nn.init.uniform_(norm.weight, -2, -0.5)
+    nn.init.uniform_(norm.bias, -1, 1)
+    if hidden:  # a channel whose result does not tell what went in
+        norm.weight.data[width // 2] = 0
 
     def function(x, y):
         return fused.add_norm(x, y, norm, 0.0)

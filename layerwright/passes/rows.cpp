@@ -42,9 +42,10 @@ inline void gelu_at(bf16, float x, float& value, float& slope) {
     slope = 0.5f + z * q;
 }
 
+// The norm of x + dropout(y), and, unless that is null, the sum.
 template <class T>
-void add_norm(const T* __restrict x, const T* __restrict y, const float* __restrict weight, const float* __restrict bias, T* __restrict out, T* __restrict total, float* __restrict mean, float* __restrict scale,
-              int64_t rows, int64_t width, double eps, int64_t level, int64_t seed) {
+void add_norm(const T* __restrict x, const T* __restrict y, const float* __restrict weight, const float* __restrict bias,
+              T* __restrict out, T* __restrict total, float* __restrict mean, float* __restrict scale, int64_t rows, int64_t width, double eps, int64_t level, int64_t seed) {
     const Dropout drop(level, seed);
 #pragma omp parallel
     {
@@ -55,11 +56,14 @@ void add_norm(const T* __restrict x, const T* __restrict y, const float* __restr
             float first = 0, second = 0, *t = sum.data();
             with(drop, [=](auto drops, Dropout drop) {
 #pragma omp simd
-                for (int64_t i = 0; i < width; ++i)
-                    store(total[at + i], load(x[at + i]) + load(y[at + i]) * (drops ? drop(at + i) : 1.0f));
+                for (int64_t i = 0; i < width; ++i) t[i] = load(x[at + i]) + load(y[at + i]) * (drops ? drop(at + i) : 1.0f);
             });
+            if (total) {
+#pragma omp simd
+                for (int64_t i = 0; i < width; ++i) store(total[at + i], t[i]);
+            }
 #pragma omp simd reduction(+ : first)
-            for (int64_t i = 0; i < width; ++i) first += t[i] = load(total[at + i]);
+            for (int64_t i = 0; i < width; ++i) first += t[i];
             first /= float(width);
 #pragma omp simd reduction(+ : second)
             for (int64_t i = 0; i < width; ++i) second += (t[i] - first) * (t[i] - first);
@@ -72,14 +76,22 @@ void add_norm(const T* __restrict x, const T* __restrict y, const float* __restr
     }
 }
 
+// From what was kept: the sum, or, where `bias` is given, the result, of which the sum's norm is found again.
 template <class T>
-void add_norm_backward(const T* __restrict grad, const T* __restrict total, const float* __restrict weight, const float* __restrict mean, const float* __restrict scale, T* __restrict dx, T* __restrict dy,
-                       float* __restrict dweight, float* __restrict dbias, int64_t rows, int64_t width, int64_t level, int64_t seed) {
+void add_norm_backward(const T* __restrict grad, const T* __restrict kept, const float* __restrict weight,
+                       const float* __restrict bias, const float* __restrict mean, const float* __restrict scale, T* __restrict dx,
+                       T* __restrict dy, float* __restrict dweight, float* __restrict dbias, int64_t rows, int64_t width,
+                       int64_t level, int64_t seed) {
     const Dropout drop(level, seed);
     const int64_t count = blocks(rows);
-    std::vector<float> parts(count * 2 * width), sums(2 * width);
+    std::vector<float> parts(count * 2 * width), sums(2 * width), undo(2 * width);
+    for (int64_t i = 0; i < width; ++i) {
+        undo[i] = bias ? bias[i] : 0.0f;
+        undo[width + i] = bias ? 1.0f / weight[i] : 1.0f;
+    }
 #pragma omp parallel
     {
+        const float *__restrict shift = undo.data(), *__restrict unit = shift + width;
         std::vector<float> own(4 * width);
         float* __restrict first = own.data();
         float* __restrict second = first + width;
@@ -90,11 +102,11 @@ void add_norm_backward(const T* __restrict grad, const T* __restrict total, cons
             std::fill(first, first + 2 * width, 0.0f);
             for (int64_t row = block * ROWS; row < std::min(rows, (block + 1) * ROWS); ++row) {
                 const int64_t at = row * width;
-                const float middle = mean[row], size = scale[row];
+                const float size = scale[row], middle = bias ? 0.0f : mean[row], step = bias ? 1.0f : size;
                 float a = 0, b = 0;
 #pragma omp simd reduction(+ : a, b)
                 for (int64_t i = 0; i < width; ++i) {
-                    const float g = load(grad[at + i]), n = (load(total[at + i]) - middle) * size;
+                    const float g = load(grad[at + i]), n = (load(kept[at + i]) - middle - shift[i]) * step * unit[i];
                     first[i] += g * n;
                     second[i] += g;
                     normed[i] = n;

@@ -6,7 +6,7 @@ namespace {
 
 // Sixteen channels at once, and four times as many, whose sums stay in registers; fewer are padded with zeros.
 using Lanes = float __attribute__((vector_size(64)));
-constexpr int64_t LANES = 16, RUN = 4;
+constexpr int64_t LANES = 16, RUN = 4, MOST = 8;  // a run has so many lanes; a head whose lanes are held at once so many
 
 inline void load(const float* from, Lanes& to) { std::memcpy(&to, from, sizeof to); }
 inline void load(const bf16* from, Lanes& to) {
@@ -17,6 +17,14 @@ inline void load(const bf16* from, Lanes& to) {
 inline void store(float* to, const Lanes& x) { std::memcpy(to, &x, sizeof x); }
 inline void store(bf16* to, const Lanes& x) {
     for (int64_t i = 0; i < LANES; ++i) store(to[i], x[i]);
+}
+
+inline float total(const Lanes& lanes) {
+    float numbers[LANES], sum = 0;
+    std::memcpy(numbers, &lanes, sizeof numbers);
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < LANES; ++i) sum += numbers[i];
+    return sum;
 }
 
 // Call `pass` for runs of channels, with how many lanes a run has, known when it is compiled; the last ones by the one lane.
@@ -52,12 +60,6 @@ struct Sum {
     template <class T>
     void put(T* to) const {
         for (int64_t i = 0; i < count; ++i) store(to + i * LANES, lanes[i]);
-    }
-    float whole() const {
-        float sum = 0;
-#pragma omp simd reduction(+ : sum)
-        for (int64_t i = 0; i < LANES; ++i) sum += lanes[0][i];
-        return sum;
     }
 };
 template <>
@@ -175,17 +177,23 @@ void convolve_logits(const T* __restrict grad, const T* __restrict x, const floa
             for (int64_t head = 0; head < heads; ++head) {
                 const T* g = grad + token * width + head * size;
                 const float* own = weights + (token * heads + head) * kernel;
+                const int64_t whole = std::min(size / LANES, MOST);
+                Lanes wide[MOST];
+                for (int64_t i = 0; i < whole; ++i) load(g + i * LANES, wide[i]);
                 float mean = 0;
                 std::fill(slope, slope + kernel, 0.0f);
                 for (int64_t k = from; k < to; ++k) {
                     if (near && !near[token * kernel + k]) continue;
                     const T* mixed = x + (token + k - kernel / 2) * step + head * size;
-                    Sum<1> sum;
+                    Lanes sum = {};
+                    for (int64_t i = 0; i < whole; ++i) {
+                        Lanes x;
+                        load(mixed + i * LANES, x);
+                        sum += x * wide[i];
+                    }
                     Sum<0> rest;
-                    int64_t i = 0;
-                    for (; i + LANES <= size; i += LANES) sum.add(mixed + i, g + i);
-                    for (; i < size; ++i) rest.add(mixed + i, g + i);
-                    const float product = sum.whole() + rest.one;
+                    for (int64_t i = whole * LANES; i < size; ++i) rest.add(mixed + i, g + i);
+                    const float product = total(sum) + rest.one;
                     slope[k] = product;
                     mean += product * own[k];
                 }
