@@ -29,7 +29,7 @@ def project(x: Tensor, *maps: nn.Module) -> tuple[Tensor, ...]:
     x = kernels.lower(x)
     if not ready(x, *maps):
         return tuple(each(x) for each in maps)
-    weights, biases = [each.weight for each in maps], [each.bias for each in maps]
+    weights, biases = ([getattr(each, name) for each in maps] for name in ("weight", "bias"))
     if not torch.is_grad_enabled():  # to stack weights for one product costs more than that saves
         rows = x.reshape(-1, x.shape[-1])
         pairs = zip(weights, biases, strict=True)

@@ -223,7 +223,7 @@ class _Drop(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        keep = kept(*ctx.saved_tensors, ctx.level, grad.dtype)
+        keep = kept(ctx.saved_tensors[0], ctx.level, grad.dtype)
         return masked(grad.contiguous(), keep).mul_(LEVELS / (LEVELS - ctx.level)), None
 
 
