@@ -40,7 +40,7 @@ def trained(corpus: Corpus, slots: int, kind: str, steps: int) -> tuple[Pretrain
         arch=space, corpus=corpus.folder, objective=kind, batch=32, length=64, evaluate_rows=ROWS, plan=plan
     )
     objective = make_objective(settings, corpus)
-    stream = along(batches(corpus, size=32, length=64, seed=0), settings.space(), seed=0)
+    stream = along(batches(corpus, shape=(32, 64), seed=0), settings.space(), seed=0)
     for report in train(objective, stream, plan, make_optimizer(objective, plan)):
         last = report.loss
     say(f"{slots} slots, {kind}: supernet trained for {steps} steps, loss {last:.2f}")

@@ -71,8 +71,7 @@ class Batch:
 def batches(
     corpus: Corpus,
     *,
-    size: int,
-    length: int,
+    shape: tuple[int, int],
     seed: int,
     start: int = 0,
     split: str = "train",
@@ -82,15 +81,15 @@ def batches(
     """Yield batches for ever, from step `start` on: rows "[CLS] a [SEP] b [SEP]", a tenth "[CLS] a [SEP]".
 
     Rows are consecutive windows of the tokens, in a new order and from a new offset every epoch.  A row is cut in two
-    where a document begins, else anywhere; that costs its last token.  size: rows of the global batch; share: rank and
-    number of processes.  apart: number the documents of each row, so that they do not see each other; [CLS] is of the first,
+    where a document begins, else anywhere; that costs its last token.  shape: rows of the global batch and their length;
+    share: rank and number of processes.  apart: number the documents of each row, so that they do not see each other; [CLS] is of the first,
     and a [SEP] of the one before it.
 
     Raises:
         DataError: the split is shorter than one row.
         ValueError: the processes do not divide the rows.
     """
-    rank, world = share
+    (size, length), (rank, world) = shape, share
     if size % world:
         raise ValueError(f"{world} processes cannot share a batch of {size} rows equally")
     rows = _Rows(corpus, split, length, seed, apart)

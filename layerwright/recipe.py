@@ -138,7 +138,7 @@ def _fraction(text: str) -> float | None:
 def stream_of(settings: PretrainSettings, corpus: Corpus, start: int, share: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
     """Yield the batches of a run from a step on; those of a supernet name an architecture."""
     size, length, seed = settings.batch, settings.length, settings.seed
-    stream = batches(corpus, size=size, length=length, seed=seed, start=start, share=share, apart=settings.apart)
+    stream = batches(corpus, shape=(size, length), seed=seed, start=start, share=share, apart=settings.apart)
     space = settings.space()
     return stream if space.size == 1 else along(stream, space, settings.seed, start)
 
@@ -150,7 +150,7 @@ def held_out(corpus: Corpus, settings: PretrainSettings) -> list[Batch]:
         DataError: the validation split is shorter than one row.
     """
     size = min(64, settings.evaluate_rows)
-    stream = batches(corpus, size=size, length=settings.length, seed=0, split="validation", apart=settings.apart)
+    stream = batches(corpus, shape=(size, settings.length), seed=0, split="validation", apart=settings.apart)
     return list(islice(stream, math.ceil(settings.evaluate_rows / size)))
 
 

@@ -14,7 +14,7 @@ from layerwright.space import Space
 from layerwright.vocabulary import SPECIAL
 
 NAMES = ("ids", "segments", "dice")
-SETTINGS = {"size": 12, "length": 24, "seed": 5}
+SETTINGS = {"shape": (12, 24), "seed": 5}
 
 
 def take(count, corpus, **settings):
@@ -131,7 +131,7 @@ def test_a_tenth_of_the_rows_has_one_segment(tiny_corpus):
 def test_every_window_comes_once_an_epoch_in_an_order_and_from_an_offset_of_its_own(counted):
     windows = len(counted.tokens("train")) // 22 - 1
     assert windows > 100
-    places = [at for _, _, at in rows(counted, 3, size=windows)]
+    places = [at for _, _, at in rows(counted, 3, shape=(windows, 24))]
     epochs = [places[start : start + windows] for start in (0, windows, 2 * windows)]
     for epoch in epochs:
         assert sorted(epoch) == [*range(min(epoch), min(epoch) + 22 * windows, 22)]
@@ -151,9 +151,9 @@ def test_a_batch_may_span_two_epochs_or_many(tiny_corpus):
 def test_a_split_too_small_for_one_row_is_refused_at_once(tiny_corpus):
     held = len(tiny_corpus.tokens("validation"))
     longest = held // 2 + 2
-    assert next(batches(tiny_corpus, size=2, length=longest, seed=0, split="validation")).ids.shape == (2, longest)
+    assert next(batches(tiny_corpus, shape=(2, longest), seed=0, split="validation")).ids.shape == (2, longest)
     with pytest.raises(DataError, match=rf"the validation split has {held:,} tokens: too few for rows of {longest + 1}"):
-        batches(tiny_corpus, size=2, length=longest + 1, seed=0, split="validation")
+        batches(tiny_corpus, shape=(2, longest + 1), seed=0, split="validation")
 
 
 def test_pieces_of_a_batch_are_its_rows_in_order(tiny_corpus):

@@ -37,7 +37,7 @@ def detection(arch=ARCH, **settings):
 @pytest.fixture(scope="module")
 def rows(tiny_corpus):
     """1,200 rows of real tokens."""
-    return next(batches(tiny_corpus, size=1_200, length=LENGTH, seed=0))
+    return next(batches(tiny_corpus, shape=(1_200, LENGTH), seed=0))
 
 
 @pytest.fixture
@@ -345,7 +345,7 @@ def test_objectives_learn_the_sentences(tiny_corpus):
     """Forty steps go well below the loss of a blind guess, for both objectives."""
     for objective in (masked_lm(), detection()):
         optimizer = torch.optim.AdamW(objective.parameters(), lr=1e-2)
-        for batch in islice(batches(tiny_corpus, size=16, length=LENGTH, seed=0), 40):
+        for batch in islice(batches(tiny_corpus, shape=(16, LENGTH), seed=0), 40):
             loss = objective(batch)
             optimizer.zero_grad()
             loss.total.backward()
