@@ -81,9 +81,9 @@ def batches(
     """Yield batches for ever, from step `start` on: rows "[CLS] a [SEP] b [SEP]", a tenth "[CLS] a [SEP]".
 
     Rows are consecutive windows of the tokens, in a new order and from a new offset every epoch.  A row is cut in two
-    where a document begins, else anywhere; that costs its last token.  shape: rows of the global batch and their length;
-    share: rank and number of processes.  apart: number the documents of each row, so that they do not see each other; [CLS] is of the first,
-    and a [SEP] of the one before it.
+    where a document begins, else anywhere; that costs its last token.  shape: rows of the global batch and their length.
+    share: rank and number of processes.  apart: number the documents of each row, so that they do not see each other;
+    [CLS] is of the first, and a [SEP] of the one before it.
 
     Raises:
         DataError: the split is shorter than one row.

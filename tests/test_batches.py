@@ -142,7 +142,7 @@ def test_every_window_comes_once_an_epoch_in_an_order_and_from_an_offset_of_its_
 
 
 def test_a_batch_may_span_two_epochs_or_many(tiny_corpus):
-    small = {"split": "validation", "size": 300}
+    small = {"split": "validation", "shape": (300, 24)}
     (batch,) = take(1, tiny_corpus, **small)
     assert len(batch.ids) == 300 > 2 * len(tiny_corpus.tokens("validation")) // 22
     assert same([batch], take(1, tiny_corpus, **small))
