@@ -7,6 +7,7 @@ come.
 
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Sequence
+from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
 State = TypeVar("State")
@@ -63,6 +64,7 @@ class Beginnings(Generic[Choice, State]):
         self.room, self.size = room, size
         self.taken = self.applied = 0
         self._kept: dict[tuple[Choice, ...], State] = {}
+        self._least: list[tuple[int, int, tuple[Choice, ...]]] = []  # a heap: uses as they were, age, and of which beginning
         self._uses: Counter[tuple[Choice, ...]] = Counter()
 
     def run(self, sequence: Sequence[Choice], start: State, apply: Callable[[State, Choice], State]) -> State:
@@ -80,7 +82,11 @@ class Beginnings(Generic[Choice, State]):
 
     def _keep(self, beginning: tuple[Choice, ...], state: State) -> None:
         self._kept[beginning] = state
+        heappush(self._least, (self._uses[beginning], self.applied, beginning))
         self.taken += self.size(state)
         while self.taken > self.room:
-            least = min(self._kept, key=self._uses.__getitem__)
-            self.taken -= self.size(self._kept.pop(least))
+            uses, age, least = heappop(self._least)
+            if uses < self._uses[least]:
+                heappush(self._least, (self._uses[least], age, least))
+            else:
+                self.taken -= self.size(self._kept.pop(least))
