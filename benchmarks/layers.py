@@ -34,7 +34,7 @@ from layerwright.page import compact, figure, legend, page, section
 WIDTH, HEADS, KERNEL, TOKENS = 256, 4, 9, 4096
 KINDS = {"attn": "attn", "conv": "conv", "mixed": "mixed"}
 DEPTHS = (2, 6, 12, 24)
-COLOURS = ("search", "training", "held")
+COLOURS = ("search", "sandwich", "held")
 
 Step = Callable[[], None]
 

@@ -1,4 +1,4 @@
-"""What an architecture costs, measured on the meta device: no memory, and exact for every layer kind.
+"""What an architecture costs, measured by running it: exact for every layer kind, and without weights that were drawn.
 
 Costs of layers add up, so each is measured once and a million candidates are priced by sums.
 """
@@ -7,15 +7,23 @@ from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
+from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from .architecture import Architecture, Layer
 from .backbone import Backbone
+from .kernels import plain
 from .space import Space, closed
 
 Measure = Callable[[Architecture], int]
+
+LARGE, LONG = 64_000_000, 1024  # parameters and tokens up to which operations are counted on the CPU
 
 
 def parameters(arch: Architecture) -> int:
@@ -72,14 +80,58 @@ def _share(arch: Architecture, layer: Layer, measure: Measure) -> int:
     return measure(bare.with_layers([layer, layer])) - measure(bare.with_layers([layer]))
 
 
+class _Undrawn(TorchFunctionMode):
+    """Leave weights as they are: the meta device has none, and to draw some there imports the compiler of torch."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), named: Any = None) -> Any:
+        named = named or {}
+        drawn = function in (Tensor.normal_, Tensor.uniform_) or getattr(function, "__module__", "") == nn.init.__name__
+        return (args[0] if args else named["tensor"]) if drawn else function(*args, **named)
+
+
+class _Counter(TorchDispatchMode):
+    """Add up the operations of what runs, by the formulas of torch and as its FlopCounterMode does, which imports the compiler."""
+
+    total = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), named: Any = None) -> Any:
+        named = named or {}
+        with self:
+            parts = function.decompose(*args, **named)
+        if parts is not NotImplemented:
+            return parts
+        out = function(*args, **named)
+        formula = flop_registry.get(function._overloadpacket)
+        self.total += formula(*args, **named, out_val=out) if formula else 0
+        return out
+
+
+def _shape(arch: Architecture) -> Backbone:
+    """Return a backbone without memory."""
+    with torch.device("meta"), _Undrawn():
+        return Backbone(arch).eval()
+
+
 @lru_cache(maxsize=4096)
 def _parameters(arch: Architecture) -> int:
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in Backbone(arch).parameters())
+    return sum(parameter.numel() for parameter in _shape(arch).parameters())
 
 
 @lru_cache(maxsize=4096)
 def _flops(arch: Architecture, length: int) -> int:
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        Backbone(arch).eval()(torch.zeros(1, length, dtype=torch.long))
-    return int(counter.get_total_flops())
+    # On the meta device nothing is computed, but what does not compute there is in Python and behind the compiler, whose import
+    # takes longer than what a few layers compute.
+    small = _parameters(arch) <= LARGE and length <= LONG
+    return _counted(arch, length, "cpu" if small else "meta")
+
+
+@torch.no_grad()
+def _counted(arch: Architecture, length: int, device: str) -> int:
+    backbone = _shape(arch).to_empty(device=device)
+    with plain(), sdpa_kernel(SDPBackend.MATH), _Counter() as counter:
+        backbone(torch.zeros(1, length, dtype=torch.long, device=device))
+    return counter.total
