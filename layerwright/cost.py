@@ -90,9 +90,11 @@ class _Undrawn(TorchFunctionMode):
 
 
 class _Counter(TorchDispatchMode):
-    """Add up the operations of what runs, by the formulas of torch and as its FlopCounterMode does, which imports the compiler."""
+    """Add up the operations of what runs by the formulas of torch, as its FlopCounterMode does, which imports the compiler."""
 
-    total = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.total = 0
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -106,7 +108,7 @@ class _Counter(TorchDispatchMode):
             return parts
         out = function(*args, **named)
         formula = flop_registry.get(function._overloadpacket)
-        self.total += formula(*args, **named, out_val=out) if formula else 0
+        self.total += int(formula(*args, **named, out_val=out)) if formula else 0
         return out
 
 
@@ -131,7 +133,10 @@ def _flops(arch: Architecture, length: int) -> int:
 
 @torch.no_grad()
 def _counted(arch: Architecture, length: int, device: str) -> int:
-    backbone = _shape(arch).to_empty(device=device)
-    with plain(), sdpa_kernel(SDPBackend.MATH), _Counter() as counter:
+    backbone = _shape(arch)
+    # Like `to_empty`, which asks the compiler about the order of dimensions.
+    backbone._apply(lambda weight: torch.empty(weight.shape, dtype=weight.dtype, device=device))  # type: ignore[no-untyped-call]
+    counter = _Counter()
+    with plain(), sdpa_kernel(SDPBackend.MATH), counter:
         backbone(torch.zeros(1, length, dtype=torch.long, device=device))
     return counter.total

@@ -476,6 +476,19 @@ def test_costs_are_those_of_the_whole_backbone(text: str):
         assert rest == sum(p.numel() for p in Backbone(arch).embed.parameters()) + last
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("norm", ["pre", "post"])
+def test_operations_are_counted_alike_where_they_are_computed_and_where_not(kind: str, norm: str):
+    arch = Architecture.parse(f"128 embed=64 vocab=60 positions=40 norm={norm}: {kind} ffn {kind}")
+    assert cost._counted(arch, 33, "cpu") == cost._counted(arch, 33, "meta") == operations(arch, 33)
+
+
+def test_what_is_large_or_long_is_counted_without_memory():
+    deep = f"100000 vocab=50 positions={cost.LONG + 1}: attn[heads=1]"
+    assert flops(Architecture.parse(deep), 16) > 2 * 4 * 16 * 10**10
+    assert flops(Architecture.parse(deep.replace("100000", "64")), cost.LONG + 1) > 0
+
+
 def test_costs_are_those_counted_by_hand():
     d, heads, k, inner, length = 64, 2, 9, 200, 24
     arch = Architecture.parse(f"{d} embed=16 vocab=50 positions=32: attn[heads=2] ffn[inner={inner}] conv[heads=2]")

@@ -45,7 +45,9 @@ def test_help_needs_no_heavy_package(program: str, words: list[str]) -> None:
 def test_show_needs_torch_and_nothing_of_learning_or_searching() -> None:
     found = imported(COMMAND, "show", "debug")
     assert "torch" in found
-    assert found.isdisjoint({"transformers", "accelerate", "optuna", "sklearn", "datasets", "layerwright.models"})
+    assert found.isdisjoint(
+        {"transformers", "accelerate", "optuna", "sklearn", "datasets", "layerwright.models", "torch._dynamo"}
+    )
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
