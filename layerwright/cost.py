@@ -10,14 +10,13 @@ from functools import lru_cache
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from .architecture import Architecture, Layer
 from .backbone import Backbone
+from .bare import bare
 from .kernels import plain
 from .space import Space, closed
 
@@ -80,15 +79,6 @@ def _share(arch: Architecture, layer: Layer, measure: Measure) -> int:
     return measure(bare.with_layers([layer, layer])) - measure(bare.with_layers([layer]))
 
 
-class _Undrawn(TorchFunctionMode):
-    """Leave weights as they are: the meta device has none, and to draw some there imports the compiler of torch."""
-
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), named: Any = None) -> Any:
-        named = named or {}
-        drawn = function in (Tensor.normal_, Tensor.uniform_) or getattr(function, "__module__", "") == nn.init.__name__
-        return (args[0] if args else named["tensor"]) if drawn else function(*args, **named)
-
-
 class _Counter(TorchDispatchMode):
     """Add up the operations of what runs by the formulas of torch, as its FlopCounterMode does, which imports the compiler."""
 
@@ -114,7 +104,7 @@ class _Counter(TorchDispatchMode):
 
 def _shape(arch: Architecture) -> Backbone:
     """Return a backbone without memory."""
-    with torch.device("meta"), _Undrawn():
+    with bare():
         return Backbone(arch).eval()
 
 

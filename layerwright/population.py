@@ -16,9 +16,11 @@ from .layers import Context
 from .objectives import Question, segments_of
 from .prefixes import Beginnings, visit
 from .recipe import Objective
+from .space import Part
 from .supernet import Supernet
 
 Scores = dict[str, float]
+Choice = tuple[int, int | Part]  # a slot and what stands there; or -1 and the number of a batch
 ROOM = 2 << 30  # bytes
 
 
@@ -39,11 +41,12 @@ class Population:
         self.layers = 0
         self._held = held
         self._questions: list[Question | None] = [None] * len(held)
-        self._kept: Beginnings[tuple[int, int], Tensor | None] = Beginnings(room, _size)
+        self._kept: Beginnings[Choice, Tensor | None] = Beginnings(room, _size)
 
     def score(self, arch: Architecture) -> Scores:
         """Return the mean loss and parts over the batches, as `recipe.score` does."""
-        path, found = list(enumerate(self.net.space.path(arch))), []
+        path: list[Choice] = list(enumerate(self.net.space.parts(arch)))
+        found = []
         for number in range(len(self._held)):
             with self._evaluating():
                 question, apply = self._asked(number)
@@ -54,7 +57,7 @@ class Population:
 
     def score_all(self, archs: Sequence[Architecture]) -> list[Scores]:
         """Return the scores of each of many; what is kept meanwhile is as deep as the deepest, whatever their number."""
-        paths = [list(enumerate(self.net.space.path(arch))) for arch in archs]
+        paths: list[list[Choice]] = [list(enumerate(self.net.space.parts(arch))) for arch in archs]
         found: list[list[Scores]] = [[] for _ in archs]
         for number in range(len(self._held)):
             with self._evaluating():
@@ -63,7 +66,7 @@ class Population:
                     found[place].append(self._judged(states, question))
         return [_mean(scores) for scores in found]
 
-    def _asked(self, number: int) -> tuple[Question, Callable[[Tensor | None, tuple[int, int]], Tensor]]:
+    def _asked(self, number: int) -> tuple[Question, Callable[[Tensor | None, Choice], Tensor]]:
         """Return the question of a batch, and what leads from a state to the next."""
         question = self._questions[number]
         if question is None:
@@ -71,11 +74,12 @@ class Population:
         batch, ids = question.batch, question.ids
         context = Context(batch.mask, batch.documents)
 
-        def apply(state: Tensor | None, choice: tuple[int, int]) -> Tensor:
-            if state is None:
+        def apply(state: Tensor | None, choice: Choice) -> Tensor:
+            slot, part = choice
+            if state is None or isinstance(part, int):
                 return torch.as_tensor(self.net.embed(ids, segments_of(self.net, batch)))
-            self.layers += len(self.net.space.slots[choice[0]][choice[1]])
-            return self.net.follow(state, *choice, context)
+            self.layers += len(part[1])
+            return self.net.follow(state, slot, part, context)
 
         return question, apply
 

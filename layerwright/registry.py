@@ -6,7 +6,7 @@ option names, their types and their defaults.  A default may be a function of th
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from random import Random
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -52,13 +52,19 @@ class Domain(Protocol):
 
 
 class Kind(NamedTuple):
-    """One kind of layer, as declared; `open` makes the domains of the options that can be left open from their texts."""
+    """One kind of layer, as declared.
+
+    open: makes the domains of the options that can be left open from their texts.  shared, part: how layers that differ in
+    some options share their weights.
+    """
 
     name: str
     module: type[Any]
     defaults: Mapping[str, Default]
     check: Callable[..., Mapping[str, Value] | None] | None
     open: Mapping[str, Callable[[str], Domain]]
+    shared: Mapping[str, Callable[[Sequence[Any]], Value]]
+    part: Callable[..., dict[str, Any]]
 
 
 class OptionError(ValueError):
@@ -83,8 +89,13 @@ def layer(name: str, **defaults: Default) -> Callable[[Module], Module]:
     OptionError names the option to blame), and may return options to be spelled otherwise: the one text of several that
     mean the same.  An attribute `open` of the class, if there is one, makes of the text `*...` of an option its domain.
 
+    An attribute `shared` names options that layers may differ in and still share weights, in a slot of a supernet; each with a
+    function of their values (or texts left open), which gives that of the layer that has the weights of all.  The static method
+    `part(whole, <shared options>)` takes the tensors of that one by name and returns those of a layer with these options.
+
     Raises:
-        TypeError: the constructor's parameters differ from the declared options, or no text can spell the name or a default.
+        TypeError: the constructor's parameters differ from the declared options, no text can spell the name or a default, or
+            what is shared is no option, or has no `part`.
         ValueError: the name is taken.
     """
     for word in (name, *defaults):
@@ -100,7 +111,11 @@ def layer(name: str, **defaults: Default) -> Callable[[Module], Module]:
             raise TypeError(f"{module.__name__} takes {takes}, but '{name}' declares {['width', *defaults]}")
         if name in KINDS:
             raise ValueError(f"layer kind '{name}' is already registered by {KINDS[name].module.__name__}")
-        KINDS[name] = Kind(name, module, defaults, getattr(module, "check", None), getattr(module, "open", {}))
+        shared, part = getattr(module, "shared", {}), getattr(module, "part", dict)
+        if not shared.keys() <= defaults.keys() or (shared and part is dict):
+            raise TypeError(f"{module.__name__} shares {[*shared]}: what is shared are options, and `part` tells the tensors")
+        opened = getattr(module, "open", {})
+        KINDS[name] = Kind(name, module, defaults, getattr(module, "check", None), opened, shared, part)
         return module
 
     return register

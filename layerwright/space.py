@@ -20,18 +20,25 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from math import prod
 from random import Random
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import grammar
 from .architecture import SETTINGS, Architecture, Layer, build, read_layer, read_settings
 from .errors import TextError
 from .grammar import Word, fold
-from .registry import Domain, OptionError, Value, left_open
+from .registry import KINDS, Domain, OptionError, Value, left_open
 
 Path = tuple[int, ...]
 Run = tuple[Layer, ...]
 Part = tuple[int, Run]  # the alternative taken at a slot, and the layers that stand there
 Change = Callable[[Domain, Any, Random], Any]
+
+
+class Branch(NamedTuple):
+    """Alternatives of a slot that can share their weights, by number, and layers that have the weights of all of them."""
+
+    alternatives: tuple[int, ...]
+    layers: Run
 
 
 @dataclass(frozen=True)
@@ -158,9 +165,24 @@ class Space:
             for layer, pattern in zip(run, slot[taken], strict=True)
         )
 
-    def sample(self, rng: Random) -> Architecture:
-        """Draw one uniformly over paths; values left open as their domains draw."""
-        return self._join(drawn(rng.choice(slot), rng) for slot in self.slots)
+    @cached_property
+    def branches(self) -> tuple[tuple[Branch, ...], ...]:
+        """The branches of each slot: alternatives that differ only in options which their kinds can share, else one by one."""
+        return tuple(map(_branches, self.slots))
+
+    def sample(self, rng: Random, usual: float = 0.0) -> Architecture:
+        """Draw one: at each slot a branch, and of it an alternative, uniformly; values left open as their domains draw.
+
+        So seven kernels do not make a convolution seven times as likely as something else.  usual: the probability of the
+        usual value of a domain instead.
+        """
+        return self._join(drawn(self._pick(slot, rng), rng, usual) for slot in range(len(self.slots)))
+
+    def _pick(self, slot: int, rng: Random, without: int | None = None) -> Run:
+        """Draw a branch of a slot and of it an alternative, but for one."""
+        left = [[taken for taken in branch.alternatives if taken != without] for branch in self.branches[slot]]
+        branch = rng.choice([some for some in left if some])
+        return self.slots[slot][branch[0] if len(branch) == 1 else rng.choice(branch)]
 
     def mutate(self, arch: Architecture, rng: Random, rate: float | None = None) -> Architecture:
         """Change one open slot, or each with a probability `rate` but at least one: `turn` it or, as likely, `vary` it.
@@ -195,7 +217,7 @@ class Space:
         return self._join(fresh if place == slot else run for place, (_, run) in enumerate(parts))
 
     def _turned(self, parts: Sequence[Part], slot: int, rng: Random) -> Run:
-        return drawn(rng.choice([run for taken, run in enumerate(self.slots[slot]) if taken != parts[slot][0]]), rng)
+        return drawn(self._pick(slot, rng, without=parts[slot][0]), rng)
 
     def _varied(self, parts: Sequence[Part], slot: int, rng: Random, change: Change) -> Run:
         taken, run = parts[slot]
@@ -233,9 +255,37 @@ def closed(run: Run) -> Run:
     return tuple(_with(layer, layer, lambda domain, _: domain.usual) for layer in run)
 
 
-def drawn(run: Run, rng: Random) -> Run:
-    """Return layers of a space with a value drawn for each that is left open."""
-    return tuple(_with(layer, layer, lambda domain, _: domain.sample(rng)) for layer in run)
+def drawn(run: Run, rng: Random, usual: float = 0.0) -> Run:
+    """Return layers of a space with a value drawn for each that is left open; usual: the probability of the usual one."""
+
+    def draw(domain: Domain, _: str) -> Any:
+        return domain.usual if usual and rng.random() < usual else domain.sample(rng)
+
+    return tuple(_with(layer, layer, draw) for layer in run)
+
+
+def _branches(slot: Sequence[Run]) -> tuple[Branch, ...]:
+    groups: dict[Hashable, list[int]] = {}
+    for taken, run in enumerate(slot):
+        groups.setdefault(tuple(map(_mould, run)), []).append(taken)
+    return tuple(
+        Branch(tuple(group), tuple(map(_whole, zip(*(slot[taken] for taken in group), strict=True)))) for group in groups.values()
+    )
+
+
+def _mould(layer: Layer) -> Hashable:
+    """Return what is the same for layers that can share weights."""
+    return layer.kind, tuple(one for one in layer.options if one[0] not in KINDS[layer.kind].shared)
+
+
+def _whole(layers: Sequence[Layer]) -> Layer:
+    """Return the layer that has the weights of all of these, which have one mould."""
+    whole = layers[0]
+    for key, hold in KINDS[whole.kind].shared.items():
+        values = [dict(layer.options)[key] for layer in layers]
+        if len(set(values)) > 1 or left_open(whole.kind, key, values[0]):
+            whole = _set(whole, key, hold(values))
+    return whole
 
 
 def _mutated(domain: Domain, value: Any, rng: Random) -> Any:

@@ -5,7 +5,7 @@ products, which are attention in disguise, run on the same path as `attn`.
 """
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import torch
@@ -51,6 +51,7 @@ class FormulaAttention(nn.Module):
     """
 
     open: ClassVar[dict[str, Callable[[str], Domain]]] = {"text": FormulaSpace.parse}
+    shared: ClassVar[dict[str, Callable[[Sequence[str]], str]]] = {"text": lambda texts: str(ATTENTION)}
 
     def __init__(self, width: int, heads: int, text: str):
         super().__init__()
@@ -77,6 +78,12 @@ class FormulaAttention(nn.Module):
             return {"text": str(Formula.parse(text))}
         except TextError as error:
             raise OptionError(error.fault, "text", error.place) from None
+
+    @staticmethod
+    def part(whole: Mapping[str, Tensor], text: str) -> dict[str, Tensor]:
+        """Return the tensors of a layer with another formula: the maps of the inputs that it uses, and the last one."""
+        unused = {PROJECTIONS[name] for name in PROJECTIONS.keys() - Formula.parse(text).inputs}
+        return {name: tensor for name, tensor in whole.items() if name.partition(".")[0] not in unused}
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map [B, L, D] to [B, L, D]."""

@@ -1,5 +1,8 @@
 """Lightweight convolution behind a gated linear unit (Wu et al. 2019): kernels that are weights, one for many channels."""
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import ClassVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,8 +19,10 @@ class LightweightConvolution(nn.Module):
 
     Wu et al. 2019, section 4, in the block of their section 5; AutoBERT-Zero takes kernels of 3 to 65.  What the context
     says of dropout is done to taps after the softmax, as there.  Padding and other documents count as zeros, like the
-    outside of the sequence.  Smaller kernels are the middle of larger ones: a supernet can share `taps` [H, K].
+    outside of the sequence.  In a slot of a supernet smaller kernels are the middle of the largest.
     """
+
+    shared: ClassVar[dict[str, Callable[[Sequence[int]], int]]] = {"kernel": max}
 
     def __init__(self, width: int, heads: int, kernel: int):
         super().__init__()
@@ -37,6 +42,12 @@ class LightweightConvolution(nn.Module):
         """Raise ValueError where the heads do not divide the width, or the kernel has no centre."""
         divide(width, heads)
         centred(kernel)
+
+    @staticmethod
+    def part(whole: Mapping[str, Tensor], kernel: int) -> dict[str, Tensor]:
+        """Return the tensors of a layer with a smaller kernel: of the taps [H, K], those in the middle."""
+        spare = (whole["taps"].shape[1] - kernel) // 2
+        return {**whole, "taps": whole["taps"][:, spare : spare + kernel]}
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map [B, L, D] to [B, L, D]."""
