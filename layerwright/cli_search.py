@@ -6,6 +6,7 @@ import typer
 
 from . import report, search
 from .console import say, table
+from .forecast import outlook
 from .options import Assign, DryRun, File, Imports, Made, Out, given, import_modules, setting_option, settings_help
 from .search import SearchSettings
 from .settings import read
@@ -24,7 +25,9 @@ def search_command(
     strategy: Annotated[
         str | None,
         setting_option(
-            "evolution, aging, random, or optuna:SAMPLER, such as optuna:TPESampler.", SearchSettings, "strategy.name"
+            "evolution, aging, operation-priority, random, or optuna:SAMPLER, such as optuna:TPESampler.",
+            SearchSettings,
+            "strategy.name",
         ),
     ] = None,
     trials: Annotated[int | None, setting_option("Candidates to score with the supernet.", SearchSettings, "trials")] = None,
@@ -59,7 +62,7 @@ def search_command(
         seed=seed,
     )
     if dry_run:
-        table("A dry run: nothing is written", ["what", "how much"], search.outlook(chosen))
+        table("A dry run: nothing is written", ["what", "how much"], outlook(chosen))
         return
     search.search(chosen, out)
     say(f"run     {out}\nreport  {report.write(out)}\nmodel   {out / 'model'}")

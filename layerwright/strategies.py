@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from .architecture import Architecture
 from .errors import nearest
 from .grammar import fold
+from .priorities import OperationPriority
 from .space import Space
 
 DRAWS = 30
@@ -139,7 +140,9 @@ class OptunaSampler:
         Raises: ValueError for a space that leaves values open, which a sampler would not see.
         """
         if space.values_open:
-            raise ValueError(f"samplers of Optuna cannot search values left open; take random, evolution or aging for {space}")
+            raise ValueError(
+                f"samplers of Optuna cannot search values left open, and operation-priority or evolution can: {space}"
+            )
         sampler = self._sampler(rng.getrandbits(32))
         with quiet_optuna():
             study = optuna.create_study(storage=optuna.storages.InMemoryStorage(), sampler=sampler, direction="maximize")
@@ -194,7 +197,8 @@ def samplers() -> list[str]:
 class StrategySettings(BaseModel):
     """Name a strategy and set its parameters.
 
-    name: random, evolution, aging, or a sampler of Optuna such as optuna:TPESampler, made with the arguments in `sampler`.
+    name: random, evolution, aging, operation-priority, or a sampler of Optuna such as optuna:TPESampler; `sampler`: arguments of
+    such a one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -202,6 +206,7 @@ class StrategySettings(BaseModel):
     name: str = "evolution"
     evolution: Evolution = Evolution()
     aging: AgingEvolution = AgingEvolution()
+    operation_priority: OperationPriority = OperationPriority()
     sampler: dict[str, bool | int | float | str] = {}
 
     @model_validator(mode="after")
@@ -218,7 +223,12 @@ class StrategySettings(BaseModel):
             return OptunaSampler(self.name.removeprefix("optuna:"), **self.sampler)
         if self.sampler:
             raise ValueError(f"sampler.{next(iter(self.sampler))} is for a sampler of Optuna, and the strategy is {self.name!r}")
-        named: dict[str, Strategy] = {"random": at_random, "evolution": self.evolution, "aging": self.aging}
+        named: dict[str, Strategy] = {
+            "random": at_random,
+            "evolution": self.evolution,
+            "aging": self.aging,
+            "operation-priority": self.operation_priority,
+        }
         if self.name not in named:
             known = [*named, *(f"optuna:{name}" for name in samplers())]
             raise ValueError(f"no strategy '{self.name}'{nearest(self.name, known)}")
