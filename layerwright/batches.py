@@ -97,13 +97,14 @@ def batches(
     return (rows.batch(step, size, mine) for step in count(start))
 
 
-def along(stream: Iterator[Batch], space: Space, seed: int, start: int = 0) -> Iterator[Batch]:
+def along(stream: Iterator[Batch], space: Space, seed: int, start: int = 0, usual: float = 0.0) -> Iterator[Batch]:
     """Name a random architecture of the space on every batch: this is all that supernet training adds.
 
-    The same on every process: it depends on the seed and the step only.
+    The same on every process: it depends on the seed and the step only.  usual: the probability with which a value left open
+    is the usual one.
     """
     for step, batch in enumerate(stream, start):
-        yield replace(batch, arch=space.sample(Random(f"{seed}/{step}")))
+        yield replace(batch, arch=space.sample(Random(f"{seed}/{step}"), usual))
 
 
 class Prefetched:

@@ -35,7 +35,7 @@ from .checkpoint import (
     sealed,
     truncate_after,
 )
-from .console import track
+from .console import track, warn
 from .corpus import Corpus
 from .errors import Interrupted
 from .handover import model_card, model_of, save_model
@@ -121,7 +121,7 @@ class _Run:
             for report in self._train():
                 step, self.seconds = report.step, time.monotonic() - began
                 scores = self._score() if step % evaluating == 0 or step == steps else {}
-                if scores or step % logging == 0:
+                if scores or step % logging == 0 or not report.finite:
                     self._log(report, scores)
                 advance(loss=report.loss, **({"held_out": scores["held_out_loss"]} if scores else {}))
                 stop = self._everyone(signals.stop)
@@ -167,17 +167,22 @@ class _Run:
                 tracker.finish()
 
     def _score(self) -> dict[str, float]:
-        """Return held-out scores: of the architecture, or the mean over a few fixed ones of a space."""
+        """Return held-out scores: of the architecture, or the mean over a few fixed ones of a space, whose loss is finite.
+
+        Raises: FloatingPointError where that is none.
+        """
         few = [None] if self.space.size == 1 else [self.space.sample(Random(f"held out/{i}")) for i in range(4)]
         scores = [score(self.objective, self.held, arch, self.plan.precision) for arch in few]
-        found = {f"held_out_{name}": statistics.fmean(one[name] for one in scores) for name in scores[0]}
-        if not math.isfinite(found["held_out_loss"]):
-            raise FloatingPointError(f"the held-out loss is {found['held_out_loss']}; a lower rate may help")
-        return found
+        finite = [one for one in scores if math.isfinite(one["loss"])]
+        if not finite:
+            raise FloatingPointError(f"the held-out loss is {scores[0]['loss']}; a lower rate may help")
+        return {f"held_out_{name}": statistics.fmean(one[name] for one in finite) for name in finite[0]}
 
     def _log(self, report: Report, scores: dict[str, float]) -> None:
         tokens = report.step * self.settings.batch * self.settings.length
-        numbers = {"loss": report.loss, **report.parts, "rate": report.rate, "norm": report.norm, **scores}
+        numbers = {"loss": report.loss, **report.parts, "rate": report.rate, "norm": report.norm}
+        # What is not finite is no JSON, and no number to draw.
+        numbers = (numbers if report.finite else {"skipped": 1}) | scores
         self.machine.log({**numbers, "tokens": tokens}, step=report.step)
         if self.machine.is_main_process:
             record = {"step": report.step, "tokens": tokens, "seconds": round(self.seconds, 3), **numbers}
@@ -205,6 +210,8 @@ class _Run:
         settings, steps = self.settings, self.plan.steps or 0
         tokens = steps * settings.batch * settings.length
         result: dict[str, Any] = {"steps": steps, "tokens": tokens, "seconds": self.seconds, "score": self._score()}
+        if self.space.size > 1:
+            result["skipped"] = self._skipped()
         # Of what this process did, which of a run that was resumed is the end.
         result |= {"waiting": self.stream.seconds / max(self.seconds - before, 1e-9), "padding": self.stream.padding}
         if self.space.size == 1:
@@ -212,6 +219,14 @@ class _Run:
             result |= {"arch": str(arch), "parameters": cost.parameters(arch), "flops": cost.flops(arch, settings.length)}
             write_model(settings, self.objective, self.corpus, self.out / "model", result)
         write_atomically(self.out / "result.json", json.dumps(result, indent=1))
+
+    def _skipped(self) -> int:
+        """Count the steps that were not finite and changed nothing, and warn of them."""
+        lines = (self.out / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        skipped = sum("skipped" in json.loads(line) for line in lines)
+        if skipped:
+            warn(f"{skipped:,} of {self.plan.steps:,} steps drew an architecture whose loss or gradient was not finite")
+        return skipped
 
 
 def write_model(settings: PretrainSettings, objective: Objective, corpus: Corpus, folder: Path, result: dict[str, Any]) -> None:

@@ -33,9 +33,10 @@ class PretrainSettings(BaseModel):
 
     arch: an architecture, a preset, or a space (then a supernet is trained).  generator: of replaced-token detection, a
     fraction of the width or an architecture; some presets bring one.  batch: rows a step over all processes; length: tokens
-    a row.  apart: documents in one row do not see each other.  evaluate_every, save_every: steps; 0 stands for a twentieth
-    of the run.  evaluate_rows: held-out rows, from 64 on in batches of 64.  trackers: where to log beside metrics.jsonl
-    (tensorboard, wandb, ...: those of Accelerate).
+    a row.  apart: documents in one row do not see each other.  usual: of the formulas left open that a supernet trains, the
+    share that is plain attention; the others are drawn.  Half is our choice, for AutoBERT-Zero tells none.
+    evaluate_every, save_every: steps; 0 stands for a twentieth of the run.  evaluate_rows: held-out rows, from 64 on in
+    batches of 64.  trackers: where to log beside metrics.jsonl (tensorboard, wandb, ...: those of Accelerate).
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -48,6 +49,7 @@ class PretrainSettings(BaseModel):
     length: int = Field(128, ge=8)
     apart: bool = False
     dropout: float = Field(0.1, ge=0, lt=1)
+    usual: float = Field(0.5, ge=0, le=1)
     seed: int = Field(0, ge=0)
     plan: Plan = Plan()
     trackers: tuple[str, ...] = ()
@@ -140,7 +142,7 @@ def stream_of(settings: PretrainSettings, corpus: Corpus, start: int, share: tup
     size, length, seed = settings.batch, settings.length, settings.seed
     stream = batches(corpus, shape=(size, length), seed=seed, start=start, share=share, apart=settings.apart)
     space = settings.space()
-    return stream if space.size == 1 else along(stream, space, settings.seed, start)
+    return stream if space.size == 1 else along(stream, space, settings.seed, start, settings.usual)
 
 
 def held_out(corpus: Corpus, settings: PretrainSettings) -> list[Batch]:

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from . import cost, presets, ranking
+from . import presets, ranking, token_uniformity
 from .architecture import Architecture
 from .candidates import Candidates, Limits, ranked
 from .checkpoint import MANIFEST, Signals, hold, sealed
@@ -27,7 +27,8 @@ from .corpus import Corpus
 from .errors import Interrupted
 from .objectives import MaskedLM
 from .population import Population
-from .pretrain import Objective, PretrainSettings, held_out, make_objective, pretrain, seconds_per_step
+from .pretrain import Objective, PretrainSettings, held_out, load, make_objective, pretrain, seconds_per_step
+from .proxy import Proxy
 from .settings import sync_folder, write_atomically
 from .space import Space
 from .strategies import StrategySettings, Trial, at_random
@@ -56,7 +57,9 @@ class SearchSettings(BaseModel):
     steps. top: best candidates to retrain. spread: others, evenly over the ranking, with one seed. baselines: interleaved,
     sandwich, random (one of the space), presets or texts. seeds: trainings of each of the top and the baselines. storage: URL of
     an Optuna storage instead of the file study.db. gigabytes: memory for what candidates begin with, so that
-    others that begin so need not compute it; scores do not depend on it.
+    others that begin so need not compute it; scores do not depend on it. usual: of the formulas left open that a step of the
+    supernet trains, the share that is plain attention. proxy: steps that a candidate trains, with the weights it inherits
+    and a rate that rises and falls as in `supernet`, before it is scored.
 
     Masked language modelling is the default because its scores compare: replaced tokens are the harder to tell the better
     the generator is, and every architecture trains its own.
@@ -82,6 +85,8 @@ class SearchSettings(BaseModel):
     batch: int = Field(128, ge=1)
     length: int = Field(128, ge=8)
     dropout: float = Field(0.1, ge=0, lt=1)
+    usual: float = Field(0.5, ge=0, le=1)
+    proxy: int = Field(0, ge=0)
     evaluate_rows: int = Field(256, ge=1)
     seed: int = 0
     storage: str | None = None
@@ -89,7 +94,7 @@ class SearchSettings(BaseModel):
 
     def training(self, arch: Architecture | Space, plan: Plan, seed: int = 0) -> PretrainSettings:
         """Return the settings of one training of this search; `seed` counts from the search's own."""
-        shared = self.model_dump(include={"corpus", "objective", "generator", "batch", "length", "dropout", "evaluate_rows"})
+        shared = self.model_dump(include=PretrainSettings.model_fields.keys() - {"arch", "plan", "seed"})
         return PretrainSettings(arch=arch.explicit(), plan=plan, seed=self.seed + seed, **shared)
 
     def candidates(self) -> Candidates:
@@ -200,9 +205,7 @@ class _Run:
 
     def _explore(self, supernet: Objective, signals: Signals) -> None:
         """Let the strategy and chance propose, and write what to train from scratch into chosen.json."""
-        settings = self.settings
-        room = int(settings.gigabytes * 2**30)
-        population = Population(supernet, self.held, precision=settings.supernet.precision, room=room)
+        settings, judge = self.settings, self._judge(supernet)
         found = {}
         controls = settings.trials if settings.controls is None else settings.controls
         url = settings.storage or f"sqlite:///{self.out.resolve() / 'study.db'}"
@@ -217,7 +220,7 @@ class _Run:
                 exploring = explore(
                     history,
                     strategy,
-                    lambda arch: self._score_of(population.score(arch)),
+                    lambda arch: self._score_of(judge.score(arch)),
                     trials=trials,
                     seed=seed,
                     costs=self.candidates.costs,
@@ -227,14 +230,23 @@ class _Run:
                     _stop_if(signals)
                 found[name] = history.trials[:trials]
                 self._record(name, history.rows()[:trials])
-        self._write_chosen(population, found["search"], found["random"])
+        self._write_chosen(judge, found["search"], found["random"])
+
+    def _judge(self, supernet: Objective) -> Population | Proxy:
+        """Return what scores candidates."""
+        settings = self.settings
+        if not settings.proxy:
+            room = int(settings.gigabytes * 2**30)
+            return Population(supernet, self.held, precision=settings.supernet.precision, room=room)
+        plan = settings.supernet.model_copy(update={"steps": settings.proxy, "tokens": None, "minutes": None})
+        return Proxy(supernet, self.held, self.corpus, settings.training(self.space, plan))
 
     def _record(self, name: str, rows: Sequence[dict[str, Any]]) -> None:
         self.results["trials" if name == "search" else name] = [row for row in rows if "failure" not in row]
         self.results["failures"] += [{"stage": name, **row} for row in rows if "failure" in row]
         self.results["seconds"]["search"] += sum(row["seconds"] for row in rows)
 
-    def _write_chosen(self, population: Population, found: Sequence[Trial], control: Sequence[Trial]) -> None:
+    def _write_chosen(self, judge: Population | Proxy, found: Sequence[Trial], control: Sequence[Trial]) -> None:
         if not found:
             raise ValueError(f"no architecture within {self.settings.limits!r} was found: together the limits leave too little")
         if not ranked(found):
@@ -245,7 +257,7 @@ class _Run:
         numbers = {"top": settings.top, "spread": settings.spread, "seeds": settings.seeds, "seed": settings.seed}
         chosen = self.candidates.choose(found, control, **numbers)
         unknown = list(dict.fromkeys(one.arch for one in chosen if one.arch in self.space and one.arch not in known))
-        known |= dict(zip(unknown, map(self._score_of, population.score_all(unknown)), strict=True))
+        known |= {arch: self._score_of(judge.score(arch)) for arch in unknown}
         for one in chosen:
             if one.arch not in self.space:
                 warn(f"{one.name} is not in the space, so the supernet cannot score it: it is trained for comparison only")
@@ -264,7 +276,9 @@ class _Run:
         return listed
 
     def _score_of(self, scores: Mapping[str, float]) -> float:
-        return scores["accuracy"] if self.settings.fitness == "accuracy" else -scores["loss"]
+        # What answers are likeliest can be told of logits that are not finite, too.
+        accurate = self.settings.fitness == "accuracy" and math.isfinite(scores["loss"])
+        return scores["accuracy"] if accurate else -scores["loss"]
 
     def _plan(self) -> Plan:
         """Return the plan of retraining, minutes turned into the steps that the interleaved baseline takes in them."""
@@ -272,7 +286,7 @@ class _Run:
         if plan.minutes is None:
             return plan
         if not kept.exists():
-            seconds = _seconds_per_step(self.settings, presets.interleaved(self.space.largest), plan, self.corpus)
+            seconds = step_seconds(self.settings, presets.interleaved(self.space.largest), plan, self.corpus)
             if self.machine.is_main_process:
                 steps = max(1, int(plan.minutes * 60 / seconds))
                 write_atomically(kept, json.dumps({"steps": steps, "seconds_per_step": seconds}))
@@ -306,6 +320,10 @@ class _Run:
         rows = self.results["standalone"]
         if not rows:
             raise FloatingPointError("nothing that was trained from scratch stayed finite; a lower retrain.rate may help")
+        if self.space.values_open:
+            for row in rows:
+                backbone = load(self.out / row["folder"])[1].backbone.to(self.machine.device)
+                row["uniformity"] = token_uniformity.by_layer(backbone, self.held)
         winner = ranking.best(rows, [*self.candidates.baselines])
         _copy(self.out / next(row["folder"] for row in rows if row["name"] == winner) / "model", self.out / "model")
         self.results |= {"winner": winner, "finished": True}
@@ -324,48 +342,19 @@ class _Run:
     def _identity(self) -> dict[str, str]:
         """Return what a study must belong to: this space, searched like this, with this very supernet."""
         told = self.settings.model_dump(mode="json", include={"strategy", "limits", "fitness", "evaluate_rows", "seed"})
+        # Studies of before there were such do not name them.
+        if self.settings.strategy.name != "operation-priority":
+            told["strategy"].pop("operation_priority", None)
+        told |= {"proxy": self.settings.proxy} if self.settings.proxy else {}
         supernet = hashlib.sha256((self.out / "supernet" / "result.json").read_bytes()).hexdigest()
         return {"space": self.space.explicit(), "settings": json.dumps(told), "supernet": supernet}
 
 
-def outlook(settings: SearchSettings) -> list[tuple[str, str]]:
-    """Return what a search would do, for people: sizes, lengths, and the expected time, measured on a few steps.
-
-    Raises:
-        ValueError: what would stop the search, too.
-    """
-    candidates, corpus = settings.candidates(), Corpus.open(settings.corpus)
-    space, ordinary = candidates.space, presets.interleaved(candidates.space.largest)
-    rows = [("space", str(space)), ("architectures", f"{space.size:,}")]
-    for name, measure in (("smallest", cost.smallest), ("largest", cost.largest)):
-        arch = measure(space, cost.parameters)
-        costs = candidates.costs(arch)
-        rows.append((name, f"{costs['parameters']:,} parameters, {costs['flops']:,} FLOPs: {arch}"))
-    rows += [(f"limit on {name}", f"{limit:,}") for name, limit in candidates.limits.items()]
-    per_step = settings.batch * settings.length
-    each = {"supernet": _seconds_per_step(settings, space, settings.supernet, corpus)}
-    each["retrain"] = _seconds_per_step(settings, ordinary, settings.retrain, corpus)
-    steps = {name: _steps(getattr(settings, name), per_step, seconds) for name, seconds in each.items()}
-    controls = settings.trials if settings.controls is None else settings.controls
-    runs = settings.seeds * (settings.top + len(settings.baselines)) + settings.spread
-    # A forward pass is about a third of a training step.
-    trying = (settings.trials + controls) * each["supernet"] * settings.evaluate_rows / settings.batch / 3
-    seconds = steps["supernet"] * each["supernet"], trying, runs * steps["retrain"] * each["retrain"]
-    said = [f"{spent / 60:,.1f} minutes" for spent in (*seconds, sum(seconds))]
-    rows.append(("supernet", f"{steps['supernet']:,} steps, {steps['supernet'] * per_step:,} tokens, {said[0]}"))
-    rows.append((f"search by {settings.strategy.name}", f"{settings.trials:,} trials and {controls:,} at random, {said[1]}"))
-    rows.append(("from scratch", f"{runs} runs of {steps['retrain']:,} steps, {steps['retrain'] * per_step:,} tokens, {said[2]}"))
-    return [*rows, ("expected time", said[3])]
-
-
-def _seconds_per_step(settings: SearchSettings, arch: Architecture | Space, plan: Plan, corpus: Corpus) -> float:
+def step_seconds(settings: SearchSettings, arch: Architecture | Space, plan: Plan, corpus: Corpus) -> float:
+    """Measure a step of one training of a search."""
     training = settings.training(arch, plan)
     machine = make_accelerator(partial=isinstance(arch, Space))
     return seconds_per_step(training, corpus, make_objective(training, corpus), machine)
-
-
-def _steps(plan: Plan, per_step: int, seconds: float) -> int:
-    return plan.steps or (plan.tokens or 0) // per_step or max(1, int((plan.minutes or 0) * 60 / seconds))
 
 
 def _stop_if(signals: Signals) -> None:

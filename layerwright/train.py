@@ -11,7 +11,7 @@ one that never stopped.
 import hashlib
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -69,13 +69,34 @@ class Plan(BaseModel):
 
 
 class Report(NamedTuple):
-    """What a step did: step counts the steps taken so far, norm is the gradient's before clipping."""
+    """What a step did: step counts the steps so far, norm is the gradient's before clipping.
+
+    finite: whether loss and gradient were; where they were not, the weights are as before.
+    """
 
     step: int
     loss: float
     parts: dict[str, float]
     rate: float
     norm: float
+    finite: bool = True
+
+
+class Alone:
+    """A process that learns while the others do not: what the loop asks of an accelerator."""
+
+    num_processes, process_index = 1, 0
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+
+    def no_sync(self, model: nn.Module) -> AbstractContextManager[None]:
+        """Do nothing: there is nobody to wait for."""
+        return nullcontext()
+
+    def reduce(self, values: Tensor, reduction: str = "sum") -> Tensor:
+        """Return the values: there are no others."""
+        return values
 
 
 def make_optimizer(model: nn.Module, plan: Plan, scale: Callable[[str], float] = lambda name: 1.0) -> torch.optim.AdamW:
@@ -131,14 +152,15 @@ def train(
     *,
     start: int = 0,
     seed: int = 0,
-    accelerator: Accelerator | None = None,
+    accelerator: Accelerator | Alone | None = None,
 ) -> Iterator[Report]:
     """Take steps `start` to `plan.steps`, yielding after each; the stream begins at the batch of step `start`.
 
-    model: a batch -> Loss.  It must already be on the accelerator's device.
+    model: a batch -> Loss.  It must already be on the accelerator's device.  A step whose loss or gradient is not finite
+    changes nothing where its batch names an architecture, for that may be the fault of this one alone; the next goes on.
 
     Raises:
-        FloatingPointError: the loss or the gradient is not finite; the weights are those before the step.
+        FloatingPointError: the loss or the gradient of another batch is not finite; the weights are those before the step.
         ValueError: the plan does not say how many steps.
     """
     if plan.steps is None:
@@ -147,7 +169,7 @@ def train(
     keep_memory()
     model.train()
     # An accelerator keeps every model it has prepared, so several trainings with one would fill the memory.
-    wrapped = machine.prepare_model(model) if machine.num_processes > 1 else model
+    wrapped = model if isinstance(machine, Alone) or machine.num_processes == 1 else machine.prepare_model(model)
     parameters = list(model.parameters())
     for step, batch in zip(range(start, plan.steps), stream, strict=False):
         torch.manual_seed(mix(seed, step, machine.process_index))
@@ -157,21 +179,23 @@ def train(
         norm = torch.nn.utils.clip_grad_norm_(parameters, plan.clip)
         values = torch.stack([loss.total.detach(), norm, *loss.parts.values()])
         total, length, *parts = machine.reduce(values, reduction="mean").tolist()
-        if not (math.isfinite(total) and math.isfinite(length)):
+        rate, finite = plan.rate_at(step), math.isfinite(total) and math.isfinite(length)
+        if not finite:
             optimizer.zero_grad()
+        if not finite and batch.arch is None:
             raise FloatingPointError(
                 f"step {step + 1}: loss {total}, gradient norm {length}; the weights are those of step {step}. "
                 f"Seed {seed}; a lower rate, a longer warm-up or float32 may help"
             )
-        rate = plan.rate_at(step)
         for group in optimizer.param_groups:
             group["lr"] = rate * group.get("scale", 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        yield Report(step + 1, total, dict(zip(loss.parts, parts, strict=True)), rate, length)
+        if finite:
+            optimizer.step()
+            optimizer.zero_grad()
+        yield Report(step + 1, total, dict(zip(loss.parts, parts, strict=True)), rate, length, finite)
 
 
-def _backward(model: nn.Module, batch: Batch, plan: Plan, machine: Accelerator) -> Loss:
+def _backward(model: nn.Module, batch: Batch, plan: Plan, machine: Accelerator | Alone) -> Loss:
     """Add up the gradients of a batch, in pieces; return the mean loss."""
     pieces = batch.to(machine.device).split(plan.accumulate)
     losses = []

@@ -170,7 +170,7 @@ def test_a_supernet_leaves_weights_and_a_score_but_no_model(tiny_corpus, uninter
     out = uninterrupted("supernet")
     assert not (out / "model").exists()
     result = json.loads((out / "result.json").read_text())
-    assert result.keys() == {"steps", "tokens", "seconds", "score", "waiting", "padding"}
+    assert result.keys() == {"steps", "tokens", "seconds", "score", "skipped", "waiting", "padding"}
     settings, objective = load(out)
     held = held_out(tiny_corpus, settings)
     archs = [Architecture.parse(f"16 embed=8 vocab=300 positions=32: {layers}") for layers in ("3xattn", "conv ffn attn")]

@@ -147,7 +147,7 @@ def done(monkeypatch: pytest.MonkeyPatch, tiny_corpus: Corpus) -> list[str]:
     replace(cli_pretrain, "outlook", [], lambda settings: settings.space())
     replace(cli_finetune, "finetune", None)
     replace(cli_search.search, "search", None, lambda settings, out: settings.candidates())
-    replace(cli_search.search, "outlook", [], lambda settings: settings.candidates())
+    replace(cli_search, "outlook", [], lambda settings: settings.candidates())
     replace(cli_report.report, "write", Path("report.html"))
     replace(cli_demo.demo, "demo", None)
     arch = Architecture.parse("64: attn ffn")

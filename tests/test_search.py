@@ -16,9 +16,10 @@ from layerwright.architecture import Architecture
 from layerwright.checkpoint import hold
 from layerwright.corpus import Corpus, CorpusSettings, build
 from layerwright.errors import DataError, Interrupted, RunInUse
+from layerwright.forecast import outlook
 from layerwright.population import Population
 from layerwright.pretrain import held_out, load, pretrain, score
-from layerwright.search import SearchSettings, outlook, search
+from layerwright.search import SearchSettings, search
 from layerwright.settings import read
 from layerwright.train import Plan
 
