@@ -43,6 +43,7 @@ class Standing:
 
     role: one of ROLES.  scores: the finite ones, one a seed.  supernet: its score with the supernet's weights.
     curves: held-out loss over tokens, one a seed.  learned: whether it left the unigram plateau; None: not known.
+    uniformity: the mean cosine of two tokens, before the first layer and after each, the mean over seeds; empty: not known.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Standing:
     flops: float
     curves: tuple[tuple[Point, ...], ...]
     learned: bool | None = None
+    uniformity: tuple[float, ...] = ()
 
     @property
     def score(self) -> float:
@@ -209,6 +211,9 @@ def _standing(name: str, arch: str, rows: Sequence[Row], winner: str) -> Standin
         flops=mean("flops"),
         curves=tuple(curve(row.get("curve")) for row in rows),
         learned=all(learned) if learned else None,
+        uniformity=tuple(
+            map(fmean, zip(*(map(number, row["uniformity"]) for row in rows if row.get("uniformity")), strict=False))
+        ),
     )
 
 

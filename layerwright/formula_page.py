@@ -20,11 +20,15 @@ def formulas_of(arch: Architecture) -> dict[Formula, list[int]]:
     return found
 
 
-def figures(formulas: Mapping[Formula, Sequence[int]]) -> str:
+def places_of(places: Sequence[int]) -> str:
+    """Write where a formula stands: layers 0, 2."""
+    return f"layer{'s' * (len(places) > 1)} {', '.join(map(str, places))}"
+
+
+def figures(formulas: Mapping[Formula, str]) -> str:
     """Return a figure for each formula: where it stands, its graph, and it in plain text and LaTeX to copy."""
     shown = []
-    for formula, places in formulas.items():
-        where = f"layer{'s' * (len(places) > 1)} {', '.join(map(str, places))}"
+    for formula, where in formulas.items():
         notes = f"{len(formula)} operations, {formula.work():.2f} times the work of plain attention"
         written = page.copyable(str(formula)) + page.copyable(formula.latex())
         shown.append(page.figure(f"{where}: {formula.plain()}", graph(formula), written, read=notes))
@@ -38,6 +42,8 @@ def render(arch: Architecture, title: str) -> str:
     strip = drawings.strip(arch) + drawings.kinds(texts)
     parts = [page.section("Layers", strip, page.copyable(str(arch)), page.copyable(arch.explicit()))]
     if formulas := formulas_of(arch):
-        parts.append(page.section("Formulas", f"<p>{escape(EXPLAINED)}</p>", figures(formulas)))
+        parts.append(
+            page.section("Formulas", f"<p>{escape(EXPLAINED)}</p>", figures({one: places_of(at) for one, at in formulas.items()}))
+        )
     facts = [f"{len(arch)} layers", f"width {arch.width}"]
     return page.page("architecture", title, facts, *parts)

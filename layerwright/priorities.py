@@ -24,6 +24,9 @@ from .space import Space, domains
 
 Unit = Literal["formula", "candidate"]
 AVERAGE = 0.5  # what a candidate is worth that beats as many others as beat it
+# Where shapes ask for a transpose nothing else would do, and elsewhere the canonical form mostly moves one away that was drawn.
+# Rarely seen however often it comes, it would have the highest bound for ever; so it has none, and comes as the average does.
+TRANSPOSE = "t"
 
 
 class Scored(Protocol):
@@ -81,15 +84,15 @@ def operations_at(space: Space, arch: Architecture) -> dict[int, tuple[frozenset
 def priorities(
     space: Space, history: Sequence[Scored], alpha: float, *, slot: int | None = None, unit: Unit = "formula"
 ) -> dict[str, Priority]:
-    """Return the priority of every operation after some trials: u_i = mean_i + alpha * sqrt(2 ln N / N_i).
+    """Return the priority of every operation but the transpose after some trials: u_i = mean_i + alpha * sqrt(2 ln N / N_i).
 
     N: formulas that the space leaves open, of all trials, at a slot or at any; N_i: those that contain operation i, and
     mean_i: the mean worth of their candidates.  unit: "candidate" counts one once, however many of its formulas contain i.
     An operation that none contains, whose bound would be infinite, counts as seen once, in candidates as good as those of
     the best operation: no bound is higher than its.
     """
-    sums = dict.fromkeys(OPERATIONS, 0.0)
-    counts = dict.fromkeys(OPERATIONS, 0)
+    counts = {name: 0 for name in OPERATIONS if name != TRANSPOSE}
+    sums = dict.fromkeys(counts, 0.0)
     total = 0
     for trial, value in zip(history, worths([trial.score for trial in history]), strict=True):
         placed = _placed(space, trial.arch)
@@ -168,7 +171,7 @@ class OperationPriority(BaseModel):
 
     def _weights(self, space: Space, before: Sequence[Scored], slot: int) -> dict[str, float]:
         known = priorities(space, before, self.alpha, slot=slot if self.positions else None, unit=self.unit)
-        return chances(known, self.temperature)
+        return {TRANSPOSE: 1 / len(known), **chances(known, self.temperature)}
 
 
 @lru_cache(maxsize=1 << 14)

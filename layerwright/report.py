@@ -13,6 +13,7 @@ from shlex import quote
 
 from .drawings import Axis, Chart, kinds, read_architecture, short, spread, strip_of
 from .findings import Agreement, Candidate, Findings, Standing, best_so_far, number, pareto
+from .formula_findings import formula_sections
 from .learning import learning, pretraining_page, thinned, training_chart
 from .page import compact, copyable, details, duration, figure, legend, missing, page, pair, score, section, tiles, toggle
 from .settings import write_atomically
@@ -64,6 +65,7 @@ def _search_page(found: Findings) -> str:
         section("The search", pair(_over_time(found), _cost(found))),
         section("The best and the last", _ranking(found)),
         section("Trained from scratch", pair(_agreement(found), _curves(found)), _table(found)),
+        formula_sections(found),
         section("The supernet", _supernet(found)),
         section("Fine-tuning", details("Scores", found.finetune)) if found.finetune else "",
         section("What failed", _failures(found)) if found.failures else "",
