@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from itertools import islice
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from random import Random
@@ -30,7 +31,8 @@ from layerwright.corpus import Corpus, CorpusSettings, build
 from layerwright.cost import parameters
 from layerwright.errors import EXIT_CODES, DataError, IntegrityError, Interrupted, RunInUse, exit_code
 from layerwright.pretrain import load, outlook, pretrain, seconds_per_step
-from layerwright.recipe import PretrainSettings, held_out, make_objective, score
+from layerwright.recipe import PretrainSettings, held_out, make_objective, score, stream_of
+from layerwright.supernet import Supernet
 from layerwright.train import Plan, make_accelerator
 
 HERE = Path(__file__).parent
@@ -43,11 +45,12 @@ ARCHES = {
     "mlm": "16 embed=8 vocab=300 positions=32: attn conv ffn",
     "rtd": "16 embed=8 vocab=300 positions=32: attn conv ffn",
     "supernet": "16 embed=8 vocab=300 positions=32: 3x{attn|conv|ffn}",
+    "formulas": "16 embed=8 vocab=300 positions=32: 2x({lightconv[kernel=3|9]|formula[text=*7]} ffn)",
 }
 
 
 def settings_of(corpus, kind="mlm", *, plan=None, **changed):
-    given = {"objective": "mlm" if kind == "supernet" else kind, "generator": "1/2", "batch": 4, "length": 24}
+    given = {"objective": "rtd" if kind == "rtd" else "mlm", "generator": "1/2", "batch": 4, "length": 24}
     given |= {"evaluate_rows": 8, "evaluate_every": 6, "save_every": 3}
     plan = Plan(**{"steps": STEPS, "rate": 3e-3, "warmup": 4, **(plan or {})})
     return PretrainSettings(**{"arch": ARCHES[kind], "corpus": corpus.folder, "plan": plan, **given, **changed})
@@ -177,6 +180,51 @@ def test_a_supernet_leaves_weights_and_a_score_but_no_model(tiny_corpus, uninter
     scores = [score(objective, held, arch) for arch in archs]
     assert scores[0]["loss"] != scores[1]["loss"]
     assert scores == [score(objective, held, arch) for arch in archs]
+
+
+@pytest.fixture
+def overflowing(monkeypatch):
+    """Let every convolution at the first slot of a supernet overflow."""
+    follow = Supernet.follow
+
+    def overflow(net, x, slot, part, context):
+        found = follow(net, x, slot, part, context)
+        return found * math.inf if slot == 0 and part[1][0].kind == "lightconv" else found
+
+    monkeypatch.setattr(Supernet, "follow", overflow)
+
+
+def test_an_architecture_that_overflows_neither_ends_a_supernet_nor_spoils_it(
+    tiny_corpus, tmp_path, monkeypatch, overflowing, capsys
+):
+    settings = settings_of(tiny_corpus, "formulas", evaluate_every=0)
+    pretrain(settings, tmp_path / "whole")
+    lines = records(tmp_path / "whole")
+    paths = [batch.arch.layers[0].kind for batch in islice(stream_of(settings, tiny_corpus, 0), STEPS)]
+    assert [line["step"] for line in lines] == [*range(1, STEPS + 1)]
+    assert (
+        ["skipped" in line for line in lines] == ["loss" not in line for line in lines] == [kind == "lightconv" for kind in paths]
+    )
+    json.loads((tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()[-1], parse_constant=pytest.fail)
+    result = json.loads((tmp_path / "whole" / "result.json").read_text(), parse_constant=pytest.fail)
+    assert STEPS > result["skipped"] == paths.count("lightconv") > 0
+    assert math.isfinite(result["score"]["held_out_loss"])
+    warning = f"{result['skipped']} of 24 steps drew an architecture whose loss or gradient was not finite"
+    assert warning in " ".join(capsys.readouterr().err.split())
+    stop_after(monkeypatch, 8, signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        pretrain(settings, tmp_path / "cut")
+    pretrain(settings, tmp_path / "cut")
+    assert_same_outcome(tmp_path / "cut", tmp_path / "whole")
+
+
+def test_a_supernet_of_which_nothing_is_finite_ends_at_the_next_score(tiny_corpus, tmp_path, monkeypatch):
+    follow = Supernet.follow
+    monkeypatch.setattr(Supernet, "follow", lambda *given: follow(*given) * math.inf)
+    with pytest.raises(FloatingPointError, match="the held-out loss is nan"):
+        pretrain(settings_of(tiny_corpus, "formulas"), tmp_path)
+    assert logged(tmp_path) == 5
+    assert not (tmp_path / "result.json").exists()
 
 
 def test_a_finished_run_is_read_and_not_trained_again(tiny_corpus, uninterrupted, monkeypatch):
@@ -559,7 +607,7 @@ for file in sys.argv[1:]:
 
 def test_two_processes_learn_as_one_with_the_same_global_batch(tiny_corpus, tmp_path):
     files = []
-    for kind, accumulate in (("mlm", 1), ("rtd", 1), ("supernet", 1), ("rtd", 2)):
+    for kind, accumulate in (("mlm", 1), ("rtd", 1), ("supernet", 1), ("formulas", 1), ("rtd", 2)):
         plan = {"steps": 6, "accumulate": accumulate, "warmup": 0, "rate": 1e-2}
         settings = settings_of(tiny_corpus, kind, plan=plan, dropout=0.0, batch=8)
         pretrain(settings, tmp_path / "one" / f"{kind}-{accumulate}")

@@ -1,6 +1,7 @@
 """The loop: its schedule, its optimizer, and that what it does depends on the seed and the step alone."""
 
 import math
+from dataclasses import replace
 from itertools import islice
 
 import pytest
@@ -9,23 +10,25 @@ from accelerate.state import AcceleratorState
 from pydantic import ValidationError
 from torch import nn
 
+from layerwright.architecture import Architecture
 from layerwright.batches import Batch
 from layerwright.checkpoint import flatten_optimizer, latest, restore_optimizer, save
 from layerwright.objectives import Loss
 from layerwright.recipe import PretrainSettings, make_objective, stream_of
-from layerwright.train import Plan, make_accelerator, make_optimizer, mix, train
+from layerwright.train import Alone, Plan, make_accelerator, make_optimizer, mix, train
 
 ARCHES = {
     "mlm": "16 vocab=300 positions=32: attn conv ffn",
     "rtd": "16 embed=8 vocab=300 positions=32: attn conv ffn",
     "supernet": "16 vocab=300 positions=32: 3x{attn|conv|ffn}",
+    "formulas": "16 vocab=300 positions=32: 2x({lightconv[kernel=3|9]|formula[text=*7]} ffn)",
 }
 
 
 def run(corpus, kind="mlm", *, start=0, stop=None, kept=None, seed=7, dropout=0.1, **plan):
     """Train from the start or what was kept in a checkpoint, to some step; return reports, objective and optimizer."""
     plan = Plan(**{"steps": 10, "rate": 3e-3, "warmup": 3, **plan})
-    shared = {"objective": "mlm" if kind == "supernet" else kind, "batch": 6, "length": 24, "dropout": dropout}
+    shared = {"objective": "rtd" if kind == "rtd" else "mlm", "batch": 6, "length": 24, "dropout": dropout}
     settings = PretrainSettings(arch=ARCHES[kind], corpus=corpus.folder, plan=plan, **shared)
     model = make_objective(settings, corpus)
     optimizer = make_optimizer(model, plan)
@@ -194,6 +197,35 @@ def test_a_step_that_is_not_finite_is_not_taken(where):
         next(reports)
     assert all(torch.equal(value, was) for value, was in zip(model.parameters(), before, strict=True))
     assert all(value.grad is None for value in model.parameters())
+
+
+@pytest.mark.parametrize("where", ["loss", "gradient"])
+def test_where_a_batch_names_an_architecture_a_step_that_is_not_finite_is_passed_over(where):
+    arch = Architecture.parse("16: attn")
+    plan, batches = Plan(steps=9, rate=0.1), [replace(batch, arch=arch) for batch in slopes(9)]
+    model = Spoilt(4, where)
+    optimizer = make_optimizer(model, plan)
+    reports = train(model, batches, plan, optimizer, seed=11)
+    assert [report.finite for report in islice(reports, 3)] == [True] * 3
+    before = [value.detach().clone() for value in [*model.parameters(), *flatten_optimizer(optimizer).values()]]
+    assert next(reports)[::5] == (4, False)
+    after = [*model.parameters(), *flatten_optimizer(optimizer).values()]
+    assert all(torch.equal(value, was) for value, was in zip(after, before, strict=True))
+    assert all(value.grad is None for value in model.parameters())
+    assert [(report.step, report.finite) for report in reports] == [(step, True) for step in range(5, 10)]
+    assert not any(torch.equal(value, was) for value, was in zip(model.parameters(), before, strict=False))
+
+
+def test_alone_a_process_learns_as_with_an_accelerator_that_has_one(tiny_corpus):
+    shared = {"objective": "mlm", "batch": 6, "length": 24}
+    settings = PretrainSettings(arch=ARCHES["mlm"], corpus=tiny_corpus.folder, plan=Plan(steps=4), **shared)
+    for pieces in (1, 2):
+        told = []
+        for machine in (make_accelerator(), Alone(torch.device("cpu"))):
+            model, plan = make_objective(settings, tiny_corpus), Plan(steps=4, accumulate=pieces)
+            stream = stream_of(settings, tiny_corpus, 0)
+            told.append([*train(model, stream, plan, make_optimizer(model, plan), accelerator=machine)])
+        assert told[0] == told[1]
 
 
 def test_weights_that_are_not_numbers_are_noticed_at_the_next_step(tiny_corpus):
