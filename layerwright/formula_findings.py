@@ -7,7 +7,7 @@ from html import escape
 from . import presets
 from .drawings import Axis, Cell, Chart, Heat, read_architecture
 from .findings import Findings, Standing
-from .formula_page import EXPLAINED, figures, formulas_of, places_of
+from .formula_page import EXPLAINED, figures, formulas_of, holds_formulas, places_of
 from .formula_space import FormulaSpace
 from .formulas import Formula
 from .operations import OPERATIONS
@@ -31,7 +31,7 @@ def formula_sections(found: Findings) -> str:
         space = presets.space(found.space) if found.space else None
     except ValueError:
         return ""  # kinds that are not registered here: the page says so where it would draw them
-    if space is None or not any(layer.kind == "formula" for slot in space.slots for run in slot for layer in run):
+    if space is None or not holds_formulas(space):
         return ""
     searched = section("Operations", _operations(found, space)) if _slots(space) else ""
     return searched + section("What the best compute", _formulas(found), _uniformity(found))

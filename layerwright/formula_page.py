@@ -7,6 +7,7 @@ from . import drawings, page
 from .architecture import Architecture
 from .formula_graphs import COLOURS, graph
 from .formulas import Formula
+from .space import Space
 
 EXPLAINED = "Q, K and V are linear maps of what enters a layer, in each head; E is the size of a head. Another map follows."
 
@@ -18,6 +19,11 @@ def formulas_of(arch: Architecture) -> dict[Formula, list[int]]:
         if layer.kind == "formula":
             found.setdefault(Formula.parse(str(dict(layer.options)["text"])), []).append(place)
     return found
+
+
+def holds_formulas(space: Space) -> bool:
+    """Return whether an architecture of the space can hold a formula."""
+    return any(layer.kind == "formula" for slot in space.slots for run in slot for layer in run)
 
 
 def places_of(places: Sequence[int]) -> str:

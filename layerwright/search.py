@@ -25,6 +25,7 @@ from .checkpoint import MANIFEST, Signals, hold, sealed
 from .console import track, warn
 from .corpus import Corpus
 from .errors import Interrupted
+from .formula_page import holds_formulas
 from .objectives import MaskedLM
 from .population import Population
 from .pretrain import Objective, PretrainSettings, held_out, load, make_objective, pretrain, seconds_per_step
@@ -320,7 +321,7 @@ class _Run:
         rows = self.results["standalone"]
         if not rows:
             raise FloatingPointError("nothing that was trained from scratch stayed finite; a lower retrain.rate may help")
-        if self.space.values_open:
+        if holds_formulas(self.space):
             for row in rows:
                 backbone = load(self.out / row["folder"])[1].backbone.to(self.machine.device)
                 row["uniformity"] = token_uniformity.by_layer(backbone, self.held)
