@@ -27,8 +27,9 @@ from benchmarks.speed import RESULTS, machine
 from layerwright.architecture import Architecture
 from layerwright.backbone import Backbone, run
 from layerwright.drawings import Axis, Chart
-from layerwright.kernels import keep_memory, plain
+from layerwright.kernels import plain
 from layerwright.layers import Context, convolution
+from layerwright.memory import keep_memory
 from layerwright.page import compact, figure, legend, page, section
 
 WIDTH, HEADS, KERNEL, TOKENS = 256, 4, 9, 4096

@@ -49,7 +49,7 @@ from benchmarks.peers import (
 from layerwright import cost, presets
 from layerwright.backbone import Backbone
 from layerwright.batches import Batch
-from layerwright.kernels import keep_memory
+from layerwright.memory import keep_memory
 from layerwright.space import Space
 from layerwright.supernet import Supernet
 from layerwright.train import Plan, make_optimizer, train

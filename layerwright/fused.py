@@ -5,7 +5,8 @@ less for the backward pass: nothing of dropout but a seed, one copy of what seve
 came to.  Where `native` does not serve, the forms of `kernels` run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from torch.autograd.function import Function, once_differentiable
 from . import kernels
 from .native import call, serves
 
-CHUNK = 2048  # tokens whose inner states, in a backward pass, are worked on while they are in the cache
+CHUNK = 1 << 21  # inner states that a backward pass works on together, while they are in the cache
 
 
 def ready(x: Tensor, *maps: nn.Module) -> bool:
@@ -46,7 +47,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
         found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return found
-    return x @ weight.t() if bias is None else torch.addmm(bias, x, weight.t())
+    return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
 
 
 def feed_forward(x: Tensor, up: nn.Module, out: nn.Module) -> Tensor:
@@ -131,6 +132,26 @@ def _stacked(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     return stack
 
 
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Return tensors side by side; copied only where they do not lie so already, as what `_Attend` gives does."""
+    first, wide = parts[0], sum(part.shape[-1] for part in parts)
+    if len(parts) == 1:
+        return first
+    place = first.data_ptr()
+    for part in parts:
+        if part.dim() != 3 or part.data_ptr() != place or part.stride() != (part.shape[1] * wide, wide, 1):
+            return torch.cat(list(parts), -1)
+        place += part.shape[-1] * part.itemsize
+    return first.as_strided((*first.shape[:2], wide), first.stride())
+
+
+def _small(weight: Tensor, bias: Tensor) -> bool:
+    """Return whether each bias is less than four times its weight."""
+    answer = torch.empty(1, dtype=torch.int64)
+    call("small", weight, weight, bias, answer, len(weight))
+    return answer.item() == 1
+
+
 def _sums(x: Tensor) -> Tensor:
     """Add up the rows of a matrix, in float32."""
     sums = torch.empty(x.shape[1])
@@ -138,6 +159,23 @@ def _sums(x: Tensor) -> Tensor:
     return sums
 
 
+def _lean(function: type[Function]) -> type[Function]:
+    """Run both directions below autograd: of what they do it keeps no record, so that it need not look at each operation."""
+    for name in ("forward", "backward"):
+        setattr(function, name, staticmethod(_below(getattr(function, name))))
+    return function
+
+
+def _below(run: Callable[..., Any]) -> Callable[..., Any]:
+    @wraps(run)
+    def below(*inputs: Any) -> Any:
+        with torch._C._AutoDispatchBelowAutograd():
+            return run(*inputs)
+
+    return below
+
+
+@_lean
 class _Project(Function):
     @staticmethod
     def forward(ctx, x, count, *parameters):  # type: ignore[no-untyped-def]
@@ -153,7 +191,7 @@ class _Project(Function):
     def backward(ctx, *grads):  # type: ignore[no-untyped-def]
         rows, weight = ctx.saved_tensors
         wanted, count = ctx.needs_input_grad, len(ctx.sizes)
-        grad = (grads[0] if count == 1 else torch.cat(grads, -1)).reshape(len(rows), -1)
+        grad = _joined(grads).reshape(len(rows), -1)
         dx = linear(grad, weight.t()).view(ctx.shape) if wanted[0] else None
         none = (None,) * count
         dweights = linear(grad.t(), rows.t()).split(ctx.sizes) if any(wanted[2 : 2 + count]) else none
@@ -161,6 +199,7 @@ class _Project(Function):
         return dx, None, *dweights, *dbiases
 
 
+@_lean
 class _FeedForward(Function):
     @staticmethod
     def forward(ctx, x, up, up_bias, out, out_bias):  # type: ignore[no-untyped-def]
@@ -178,16 +217,18 @@ class _FeedForward(Function):
         rows, narrow, up_bias, wide, inner = ctx.saved_tensors
         grad, dx = grad.reshape(len(rows), -1), torch.empty_like(rows)
         found: list[Tensor] = []
-        for here in (slice(at, at + CHUNK) for at in range(0, len(rows), CHUNK)):
+        some = max(1, CHUNK // inner.shape[1])
+        for here in (slice(at, at + some) for at in range(0, len(rows), some)):
             slope = linear(grad[here], wide.t())
             active, dup_bias = torch.empty_like(slope), torch.empty_like(up_bias)
             call("gelu_backward", grad, inner[here], up_bias, slope, active, dup_bias, *slope.shape)
             dx[here] = linear(slope, narrow.t())
             more = [linear(slope.t(), rows[here].t()), dup_bias, linear(grad[here].t(), active.t())]
-            found = [total.float().add_(some) for total, some in zip(found, more, strict=True)] if found else more
+            found = [total.float().add_(part) for total, part in zip(found, more, strict=True)] if found else more
         return dx.view(ctx.shape), *found, _sums(grad)
 
 
+@_lean
 class _AddNorm(Function):
     @staticmethod
     def forward(ctx, x, y, weight, bias, eps, level):  # type: ignore[no-untyped-def]
@@ -195,7 +236,7 @@ class _AddNorm(Function):
         weight, bias = weight.detach().float(), bias.detach().float()
         out, (mean, scale) = torch.empty_like(y), torch.empty(2, y.numel() // y.shape[-1])
         # The next layer keeps the result too. What went into it can be found again unless the norm all but hides it.
-        again = bool((bias.abs() < 4 * weight.abs()).all())
+        again = _small(weight, bias)
         total = None if again else torch.empty_like(y)
         call("add_norm", y, x, y, weight, bias, out, total, mean, scale, len(mean), y.shape[-1], eps, level, seed)
         ctx.save_for_backward(out if again else total, weight, bias if again else None, mean, scale)
@@ -214,10 +255,11 @@ class _AddNorm(Function):
         return dx, dy, dweight, dbias, None, None
 
 
+@_lean
 class _Attend(Function):
     @staticmethod
     def forward(ctx, query, key, value, heads, visible, level):  # type: ignore[no-untyped-def]
-        q, k, v = (kernels.rows(x, heads) for x in (query, key, value))
+        q, k, v = (_split(x, heads) for x in (query, key, value))
         weights = kernels.product(q, k.transpose(1, 2), q.shape[-1] ** -0.5)
         dropped = torch.empty_like(weights) if level else weights
         seed, length, wide = _seed() if level else 0, *weights.shape[1:]
@@ -230,21 +272,44 @@ class _Attend(Function):
         # What came in, though it must be put in order once more: all of it is in memory anyway, as one product.
         ctx.save_for_backward(query, key, value, weights)
         ctx.heads, ctx.level, ctx.seed = heads, level, seed
-        return kernels.merged(dropped @ v, heads)
+        return _merged(torch.bmm(dropped, v), torch.empty(*query.shape[:2], heads * v.shape[2], dtype=v.dtype))
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         *inputs, weights = ctx.saved_tensors
-        q, k, v, g = (kernels.rows(x, ctx.heads) for x in (*inputs, grad))
+        q, k, v, g = (_split(x, ctx.heads) for x in (*inputs, grad))
         small = q.shape[-1] ** -0.5
-        slope, dropped = g @ v.transpose(1, 2), torch.empty_like(weights) if ctx.level else weights
+        slope, dropped = torch.bmm(g, v.transpose(1, 2)), torch.empty_like(weights) if ctx.level else weights
         call("softmax_backward", g, slope, weights, dropped, weights[..., 0].numel(), weights.shape[2], ctx.level, ctx.seed)
-        dv = dropped.transpose(1, 2) @ g
         dq, dk = kernels.product(slope, k, small), kernels.product(slope.transpose(1, 2), q, small)
-        return *(kernels.merged(d, ctx.heads) for d in (dq, dk, dv)), None, None, None
+        found = dq, dk, torch.bmm(dropped.transpose(1, 2), g)
+        # Side by side, as the maps that gave query, key and value want them.
+        sizes = [x.shape[2] for x in inputs]
+        together = torch.empty(*grad.shape[:2], sum(sizes), dtype=g.dtype).split(sizes, -1)
+        return *(_merged(x, to) for x, to in zip(found, together, strict=True)), None, None, None
 
 
+def _split(x: Tensor, heads: int) -> Tensor:
+    """[B, L, H*E], its channels side by side -> [B*H, L, E]."""
+    if x.stride(2) != 1:
+        x = x.contiguous()
+    rows, length, size = x.shape[0], x.shape[1], x.shape[2] // heads
+    apart = torch.empty(rows * heads, length, size, dtype=x.dtype)
+    steps = (x.stride(0), x.stride(1), size, heads * length * size, size, length * size)
+    call("rearrange", x, x, apart, rows, length, heads, size, *steps)
+    return apart
+
+
+def _merged(apart: Tensor, to: Tensor) -> Tensor:
+    """[B*H, L, E] -> [B, L, H*E], a tensor that is there already, its channels side by side."""
+    (rows, length, width), size = to.shape, apart.shape[2]
+    steps = (width * length, size, length * size, to.stride(0), to.stride(1), size)
+    call("rearrange", apart, apart, to, rows, length, width // size, size, *steps)
+    return to
+
+
+@_lean
 class _Surprise(Function):
     @staticmethod
     def forward(ctx, x, matrix, bias, targets, chance):  # type: ignore[no-untyped-def]
@@ -267,6 +332,7 @@ class _Surprise(Function):
         return kernels.surprised(grad, *ctx.saved_tensors)
 
 
+@_lean
 class _Convolve(Function):
     @staticmethod
     def forward(ctx, x, logits, near):  # type: ignore[no-untyped-def]
@@ -292,6 +358,7 @@ def _sizes(x: Tensor, weights: Tensor) -> tuple[int, ...]:
     return rows, length, heads, x.shape[-1] // heads, kernel
 
 
+@_lean
 class _Depthwise(Function):
     @staticmethod
     def forward(ctx, x, weight):  # type: ignore[no-untyped-def]

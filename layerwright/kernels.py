@@ -11,10 +11,8 @@ Measured on 2 cores (Zen 5, torch 2.13), in bf16, for 32 rows of 128 tokens, wid
     convolve     products with banded matrices, linear in the length: 2.0 ms; shifted sums: 6.6 ms; `unfold`: 41 ms
     depthwise    channels stay last, so nothing is transposed: 2.9 ms; `conv1d`: 4.5 ms
     settle       one loss is differentiated before the next is worked out: a tenth of the memory in use at the peak
-    keep_memory  freed memory is not returned to the system, to be zeroed again: 2% of a step, more with larger tensors
 """
 
-import ctypes
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -55,14 +53,6 @@ def lower(x: Tensor) -> Tensor:
     """Cast to the precision of autocast, once instead of at each linear map that reads x."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if kind != "meta" and torch.is_autocast_enabled(kind) else x
-
-
-def keep_memory() -> None:
-    """Keep freed memory for the next step, where the C library is glibc; the process holds its peak until it ends."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "mallopt"):
-        for parameter, value in ((-1, -1), (-4, 0)):  # M_TRIM_THRESHOLD, M_MMAP_MAX
-            libc.mallopt(parameter, value)
 
 
 def settle(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:

@@ -22,9 +22,10 @@ from accelerate.utils import DistributedDataParallelKwargs
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from .adamw import AdamW
 from .batches import Batch
 from .errors import nearest
-from .kernels import keep_memory
+from .memory import keep_memory
 from .objectives import Loss
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -99,7 +100,7 @@ class Alone:
         return values
 
 
-def make_optimizer(model: nn.Module, plan: Plan, scale: Callable[[str], float] = lambda name: 1.0) -> torch.optim.AdamW:
+def make_optimizer(model: nn.Module, plan: Plan, scale: Callable[[str], float] = lambda name: 1.0) -> AdamW:
     """Return AdamW over a model's parameters, in groups of equal weight decay and rate.
 
     scale: the factor on the learning rate of a parameter, by name (layer-wise decay).  Biases and norms do not decay.
@@ -109,17 +110,7 @@ def make_optimizer(model: nn.Module, plan: Plan, scale: Callable[[str], float] =
         if parameter.requires_grad:
             groups.setdefault((scale(name), plan.decay if parameter.dim() > 1 else 0.0), []).append(parameter)
     made = [{"params": group, "scale": factor, "weight_decay": decay} for (factor, decay), group in groups.items()]
-    optimizer = torch.optim.AdamW(made, lr=plan.rate, betas=plan.betas, eps=plan.epsilon, fused=True)
-    # After 2^24 steps both corrections are 1, and a float32 counter grows no further.
-    count = 0.0 if plan.bias_correction else 2.0**24
-    for parameter in (p for group in made for p in group["params"]):  # type: ignore[attr-defined]
-        # Made now: what stays must not lie in memory between what every step frees.
-        optimizer.state[parameter] = {
-            "step": torch.tensor(count, device=parameter.device),
-            "exp_avg": torch.zeros_like(parameter),
-            "exp_avg_sq": torch.zeros_like(parameter),
-        }
-    return optimizer
+    return AdamW(made, lr=plan.rate, betas=plan.betas, eps=plan.epsilon, bias_correction=plan.bias_correction)
 
 
 def make_accelerator(*, partial: bool = False, trackers: Sequence[str] = (), folder: Path | None = None) -> Accelerator:
@@ -148,7 +139,7 @@ def train(
     model: nn.Module,
     stream: Iterable[Batch],
     plan: Plan,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AdamW,
     *,
     start: int = 0,
     seed: int = 0,
@@ -170,13 +161,12 @@ def train(
     model.train()
     # An accelerator keeps every model it has prepared, so several trainings with one would fill the memory.
     wrapped = model if isinstance(machine, Alone) or machine.num_processes == 1 else machine.prepare_model(model)
-    parameters = list(model.parameters())
     for step, batch in zip(range(start, plan.steps), stream, strict=False):
         torch.manual_seed(mix(seed, step, machine.process_index))
         if not model.training:  # whoever evaluates between two steps switches all of it
             model.train()
         loss = _backward(wrapped, batch, plan, machine)
-        norm = torch.nn.utils.clip_grad_norm_(parameters, plan.clip)
+        norm = optimizer.clip(plan.clip)
         values = torch.stack([loss.total.detach(), norm, *loss.parts.values()])
         total, length, *parts = machine.reduce(values, reduction="mean").tolist()
         rate, finite = plan.rate_at(step), math.isfinite(total) and math.isfinite(length)

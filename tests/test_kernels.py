@@ -11,8 +11,9 @@ from layerwright import kernels
 from layerwright.architecture import Architecture
 from layerwright.backbone import Backbone
 from layerwright.batches import Batch
-from layerwright.kernels import add_norm, attend, convolve, depthwise, drop, keep_memory, noise, pick, plain, settle, surprise
+from layerwright.kernels import add_norm, attend, convolve, depthwise, drop, noise, pick, plain, settle, surprise
 from layerwright.layers import Context, convolution
+from layerwright.memory import keep_memory
 from layerwright.objectives import MaskedLM, ReplacedTokenDetection
 from layerwright.vocabulary import Special
 

@@ -58,10 +58,7 @@ void add_norm(const T* __restrict x, const T* __restrict y, const float* __restr
 #pragma omp simd
                 for (int64_t i = 0; i < width; ++i) t[i] = load(x[at + i]) + load(y[at + i]) * (drops ? drop(at + i) : 1.0f);
             });
-            if (total) {
-#pragma omp simd
-                for (int64_t i = 0; i < width; ++i) store(total[at + i], t[i]);
-            }
+            if (total) put(total + at, t, width);
 #pragma omp simd reduction(+ : first)
             for (int64_t i = 0; i < width; ++i) first += t[i];
             first /= float(width);
@@ -69,7 +66,8 @@ void add_norm(const T* __restrict x, const T* __restrict y, const float* __restr
             for (int64_t i = 0; i < width; ++i) second += (t[i] - first) * (t[i] - first);
             second = 1.0f / std::sqrt(second / float(width) + float(eps));
 #pragma omp simd
-            for (int64_t i = 0; i < width; ++i) store(out[at + i], (t[i] - first) * second * weight[i] + bias[i]);
+            for (int64_t i = 0; i < width; ++i) t[i] = (t[i] - first) * second * weight[i] + bias[i];
+            put(out + at, t, width);
             mean[row] = first;
             scale[row] = second;
         }
@@ -116,12 +114,14 @@ void add_norm_backward(const T* __restrict grad, const T* __restrict kept, const
                 }
                 a /= float(width);
                 b /= float(width);
-                with(drop, [=](auto drops, Dropout drop) {
 #pragma omp simd
-                    for (int64_t i = 0; i < width; ++i) {
-                        const float d = (slope[i] - a - normed[i] * b) * size;
-                        store(dx[at + i], d);
-                        if constexpr (drops) store(dy[at + i], d * drop(at + i));
+                for (int64_t i = 0; i < width; ++i) slope[i] = (slope[i] - a - normed[i] * b) * size;
+                put(dx + at, slope, width);
+                with(drop, [=](auto drops, Dropout drop) {
+                    if constexpr (drops) {
+#pragma omp simd
+                        for (int64_t i = 0; i < width; ++i) slope[i] *= drop(at + i);
+                        put(dy + at, slope, width);
                     }
                 });
             }
@@ -136,15 +136,19 @@ void add_norm_backward(const T* __restrict grad, const T* __restrict kept, const
 // a = gelu(h + bias)
 template <class T>
 void gelu(const T* __restrict h, const float* __restrict bias, T* __restrict a, int64_t rows, int64_t width) {
-#pragma omp parallel for schedule(static)
-    for (int64_t row = 0; row < rows; ++row) {
-        const int64_t at = row * width;
+#pragma omp parallel
+    {
+        std::vector<float> row_values(width);
+        float* __restrict values = row_values.data();
+#pragma omp for schedule(static)
+        for (int64_t row = 0; row < rows; ++row) {
+            const int64_t at = row * width;
 #pragma omp simd
-        for (int64_t i = 0; i < width; ++i) {
-            const float x = load(h[at + i]) + bias[i];
-            float value, slope;
-            gelu_at(T{}, x, value, slope);
-            store(a[at + i], value);
+            for (int64_t i = 0; i < width; ++i) {
+                float slope;
+                gelu_at(T{}, load(h[at + i]) + bias[i], values[i], slope);
+            }
+            put(a + at, values, width);
         }
     }
 }
@@ -154,20 +158,24 @@ template <class T>
 void gelu_backward(const T* __restrict h, const float* __restrict bias, T* __restrict grad, T* __restrict a, float* __restrict dbias, int64_t rows, int64_t width) {
     const int64_t count = blocks(rows);
     std::vector<float> parts(count * width);
-#pragma omp parallel for schedule(static)
-    for (int64_t block = 0; block < count; ++block) {
-        float* sums = &parts[block * width];
-        for (int64_t row = block * ROWS; row < std::min(rows, (block + 1) * ROWS); ++row) {
-            const int64_t at = row * width;
+#pragma omp parallel
+    {
+        std::vector<float> row_values(2 * width);
+        float *__restrict values = row_values.data(), *__restrict slopes = values + width;
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < count; ++block) {
+            float* __restrict sums = &parts[block * width];
+            for (int64_t row = block * ROWS; row < std::min(rows, (block + 1) * ROWS); ++row) {
+                const int64_t at = row * width;
 #pragma omp simd
-            for (int64_t i = 0; i < width; ++i) {
-                const float x = load(h[at + i]) + bias[i];
-                float value, slope;
-                gelu_at(T{}, x, value, slope);
-                store(a[at + i], value);
-                const float d = load(grad[at + i]) * slope;
-                store(grad[at + i], d);
-                sums[i] += d;
+                for (int64_t i = 0; i < width; ++i) {
+                    float slope;
+                    gelu_at(T{}, load(h[at + i]) + bias[i], values[i], slope);
+                    slopes[i] = load(grad[at + i]) * slope;
+                    sums[i] += slopes[i];
+                }
+                put(a + at, values, width);
+                put(grad + at, slopes, width);
             }
         }
     }
@@ -214,12 +222,14 @@ void softmax(T* __restrict scores, T* __restrict dropped, const uint8_t* __restr
                 sum += e[i];
             }
             const float share = sum > 0 ? 1.0f / sum : (sum == sum ? 0.0f : sum);
-            with(drop, [=](auto drops, Dropout drop) {
 #pragma omp simd
-                for (int64_t i = 0; i < width; ++i) {
-                    const float p = e[i] * share;
-                    store(scores[at + i], p);
-                    if constexpr (drops) store(dropped[at + i], p * drop(at + i));
+            for (int64_t i = 0; i < width; ++i) e[i] *= share;
+            put(scores + at, e, width);
+            with(drop, [=](auto drops, Dropout drop) {
+                if constexpr (drops) {
+#pragma omp simd
+                    for (int64_t i = 0; i < width; ++i) e[i] *= drop(at + i);
+                    put(dropped + at, e, width);
                 }
             });
         }
@@ -232,8 +242,8 @@ void softmax_backward(T* __restrict grad, const T* __restrict weights, T* __rest
     const Dropout drop(level, seed);
 #pragma omp parallel
     {
-        std::vector<float> row_values(width);
-        float* d = row_values.data();
+        std::vector<float> row_values(2 * width);
+        float *__restrict d = row_values.data(), *__restrict kept = d + width;
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; ++row) {
             const int64_t at = row * width;
@@ -243,15 +253,36 @@ void softmax_backward(T* __restrict grad, const T* __restrict weights, T* __rest
                 for (int64_t i = 0; i < width; ++i) {
                     const float factor = drops ? drop(at + i) : 1.0f;
                     d[i] = load(grad[at + i]) * factor;
-                    if constexpr (drops) store(dropped[at + i], load(weights[at + i]) * factor);
+                    kept[i] = load(weights[at + i]) * factor;
                 }
+                if constexpr (drops) put(dropped + at, kept, width);
             });
 #pragma omp simd reduction(+ : sum)
             for (int64_t i = 0; i < width; ++i) sum += d[i] * load(weights[at + i]);
 #pragma omp simd
-            for (int64_t i = 0; i < width; ++i) store(grad[at + i], (d[i] - sum) * load(weights[at + i]));
+            for (int64_t i = 0; i < width; ++i) d[i] = (d[i] - sum) * load(weights[at + i]);
+            put(grad + at, d, width);
         }
     }
+}
+
+// Copy [B, L, H, E] with numbers of a head side by side, from where a row, a token and a head lie so far apart to where they do.
+template <class T>
+void rearrange(const T* __restrict from, T* __restrict to, int64_t rows, int64_t length, int64_t heads, int64_t size, int64_t row_step,
+               int64_t step, int64_t head_step, int64_t to_row_step, int64_t to_step, int64_t to_head_step) {
+#pragma omp parallel for schedule(static)
+    for (int64_t place = 0; place < rows * length; ++place) {
+        const int64_t row = place / length, token = place % length;
+        const T* here = from + row * row_step + token * step;
+        T* there = to + row * to_row_step + token * to_step;
+        for (int64_t head = 0; head < heads; ++head) std::memcpy(there + head * to_head_step, here + head * head_step, size * sizeof(T));
+    }
+}
+
+// Whether each bias is small beside its weight.
+void small(const float* weight, const float* bias, int64_t* answer, int64_t width) {
+    *answer = 1;
+    for (int64_t i = 0; i < width; ++i) *answer &= std::abs(bias[i]) < 4 * std::abs(weight[i]);
 }
 
 // For each row of logits [N, width], its nats at the target and a token: where the sum of the chances passes a uniform number,
@@ -293,8 +324,9 @@ void surprise(T* __restrict logits, const float* __restrict bias, const int64_t*
             if (slopes) {
                 const float share = float(1 / whole);
 #pragma omp simd
-                for (int64_t i = 0; i < width; ++i) store(own[i], e[i] * share);
-                store(own[targets[row]], e[targets[row]] * share - 1.0f);
+                for (int64_t i = 0; i < width; ++i) e[i] *= share;
+                e[targets[row]] -= 1.0f;
+                put(own, e, width);
             }
         }
     }
@@ -310,5 +342,7 @@ BOTH(gelu_backward)
 BOTH(column_sums)
 BOTH(softmax)
 BOTH(softmax_backward)
+BOTH(rearrange)
 BOTH(surprise)
+void* small_float32 = (void*)&small;
 }

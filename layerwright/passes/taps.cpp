@@ -4,9 +4,9 @@
 
 namespace {
 
-// Sixteen channels at once, and four times as many, whose sums stay in registers; fewer are padded with zeros.
+// Sixteen channels at once, and four times as many, whose sums stay in registers.
 using Lanes = float __attribute__((vector_size(64)));
-constexpr int64_t LANES = 16, RUN = 4, MOST = 8;  // a run has so many lanes; a head whose lanes are held at once so many
+constexpr int64_t LANES = 16, RUN = 4, CHANNELS = RUN * LANES, MOST = 8;  // of a head so many lanes are held at once
 
 inline void load(const float* from, Lanes& to) { std::memcpy(&to, from, sizeof to); }
 inline void load(const bf16* from, Lanes& to) {
@@ -14,24 +14,16 @@ inline void load(const bf16* from, Lanes& to) {
     std::memcpy(&half, from, sizeof half);
     to = (Lanes)(__builtin_convertvector(half, uint32_t __attribute__((vector_size(64)))) << 16);
 }
-inline void store(float* to, const Lanes& x) { std::memcpy(to, &x, sizeof x); }
-inline void store(bf16* to, const Lanes& x) {
-    for (int64_t i = 0; i < LANES; ++i) store(to[i], x[i]);
-}
-
-inline float total(const Lanes& lanes) {
-    float numbers[LANES], sum = 0;
-    std::memcpy(numbers, &lanes, sizeof numbers);
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < LANES; ++i) sum += numbers[i];
-    return sum;
+template <class T>
+inline void store(T* to, const Lanes& x) {
+    put(to, (const float*)&x, LANES);
 }
 
 // Call `pass` for runs of channels, with how many lanes a run has, known when it is compiled; the last ones by the one lane.
 template <class Pass>
 void runs(int64_t size, Pass pass) {
     int64_t at = 0;
-    for (; at + RUN * LANES <= size; at += RUN * LANES) pass(at, std::integral_constant<int64_t, RUN>{});
+    for (; at + CHANNELS <= size; at += CHANNELS) pass(at, std::integral_constant<int64_t, RUN>{});
     for (; at + LANES <= size; at += LANES) pass(at, std::integral_constant<int64_t, 1>{});
     for (; at < size; ++at) pass(at, std::integral_constant<int64_t, 0>{});
 }
@@ -48,15 +40,6 @@ struct Sum {
             lanes[i] += x * factor;
         }
     }
-    template <class A, class B>
-    void add(const A* a, const B* b) {
-        for (int64_t i = 0; i < count; ++i) {
-            Lanes x, y;
-            load(a + i * LANES, x);
-            load(b + i * LANES, y);
-            lanes[i] += x * y;
-        }
-    }
     template <class T>
     void put(T* to) const {
         for (int64_t i = 0; i < count; ++i) store(to + i * LANES, lanes[i]);
@@ -69,57 +52,104 @@ struct Sum<0> {
     void add(const A* a, float factor) {
         one += load(*a) * factor;
     }
-    template <class A, class B>
-    void add(const A* a, const B* b) {
-        one += load(*a) * load(*b);
-    }
     template <class T>
     void put(T* to) const {
         store(*to, one);
     }
 };
 
+// Lane l of the result is the sum of the lanes of the l-th of sixteen: halves are added until one of each is left.
+template <int stride>
+inline Lanes folded(const Lanes& a, const Lanes& b) {
+    using Places = int32_t __attribute__((vector_size(64)));
+    Places near, far;
+    for (int l = 0; l < LANES; ++l) {
+        near[l] = l & stride ? l + LANES : l;
+        far[l] = near[l] ^ stride;
+    }
+    return __builtin_shuffle(a, b, near) + __builtin_shuffle(a, b, far);
+}
+inline Lanes totals(Lanes* sums) {
+    for (int i = 0; i < 8; ++i) sums[i] = folded<8>(sums[i], sums[i + 8]);
+    for (int i = 0; i < 4; ++i) sums[i] = folded<4>(sums[i], sums[i + 4]);
+    for (int i = 0; i < 2; ++i) sums[i] = folded<2>(sums[i], sums[i + 2]);
+    return folded<1>(sums[0], sums[1]);
+}
+
 // The taps that lie inside a row, of a token at `here`.
 inline int64_t first(int64_t here, int64_t kernel) { return std::max<int64_t>(0, kernel / 2 - here); }
 inline int64_t last(int64_t here, int64_t length, int64_t kernel) { return std::min(kernel, length - here + kernel / 2); }
+
+// Copy some channels of the tokens `from` to `to` of a row, in float32, for as many lanes as a run has; zeros outside the row.
+template <class T>
+void widen(const T* row, int64_t from, int64_t to, int64_t length, int64_t width, int64_t size, float* wide) {
+    std::fill(wide, wide + (to - from) * CHANNELS, 0.0f);
+    for (int64_t token = std::max<int64_t>(from, 0); token < std::min(to, length); ++token)
+#pragma omp simd
+        for (int64_t i = 0; i < size; ++i) wide[(token - from) * CHANNELS + i] = load(row[token * width + i]);
+}
+
+// Call `pass` for all parts of [B, L, D]: a row, the tokens of a block and a run of channels.
+template <class Pass>
+void pieces(int64_t rows, int64_t length, int64_t width, Pass pass) {
+    const int64_t count = blocks(length), across = (width + CHANNELS - 1) / CHANNELS;
+#pragma omp parallel for schedule(static)
+    for (int64_t piece = 0; piece < rows * count * across; ++piece) {
+        const int64_t at = piece % across * CHANNELS, block = piece / across, from = block % count * ROWS;
+        pass(block, from, std::min(length, from + ROWS), at, std::min(CHANNELS, width - at));
+    }
+}
 
 // y[b, l, d] = sum over k of taps[k, d] x[b, l + k - K / 2, d]; with `flip`, the taps backwards: the gradient of x.
 template <class T>
 void depthwise(const T* __restrict x, const float* __restrict taps, T* __restrict y, int64_t rows, int64_t length, int64_t width,
                int64_t kernel, int64_t flip) {
-#pragma omp parallel for schedule(static)
-    for (int64_t token = 0; token < rows * length; ++token) {
-        const int64_t here = token % length, from = first(here, kernel), to = last(here, length, kernel);
-        runs(width, [=](int64_t at, auto count) {
-            Sum<count> sum;
-            for (int64_t k = from; k < to; ++k)
-                sum.add(x + (token + k - kernel / 2) * width + at, taps + (flip ? kernel - 1 - k : k) * width + at);
-            sum.put(y + token * width + at);
-        });
-    }
+    pieces(rows, length, width, [=](int64_t block, int64_t from, int64_t to, int64_t at, int64_t size) {
+        const int64_t row = block / blocks(length) * length * width + at;
+        std::vector<Lanes> room((ROWS + 2 * kernel) * RUN);  // where lanes lie is not split between two lines of the cache
+        float *wide = (float*)room.data(), *own = wide + (ROWS + kernel) * CHANNELS;
+        widen(x + row, from - kernel / 2, to - kernel / 2 + kernel - 1, length, width, size, wide);
+        for (int64_t k = 0; k < kernel; ++k)
+            std::copy_n(taps + (flip ? kernel - 1 - k : k) * width + at, size, own + k * CHANNELS);
+        for (int64_t token = from; token < to; ++token) {
+            Lanes sums[RUN] = {};
+            for (int64_t k = 0; k < kernel; ++k)
+                for (int64_t i = 0; i < RUN; ++i) {
+                    Lanes a, b;
+                    load(wide + (token - from + k) * CHANNELS + i * LANES, a);
+                    load(own + k * CHANNELS + i * LANES, b);
+                    sums[i] += a * b;
+                }
+            put(y + row + token * width, (const float*)sums, size);
+        }
+    });
 }
 
 // The gradient of the taps: [K, D].
 template <class T>
 void depthwise_taps(const T* __restrict x, const T* __restrict grad, float* __restrict dtaps, int64_t rows, int64_t length,
                     int64_t width, int64_t kernel) {
-    const int64_t tokens = rows * length, count = blocks(tokens);
+    const int64_t count = rows * blocks(length);
     std::vector<float> parts(count * kernel * width);
     float* all = parts.data();
-#pragma omp parallel for schedule(static)
-    for (int64_t block = 0; block < count; ++block)
-        runs(width, [=](int64_t at, auto count) {
-            for (int64_t k = 0; k < kernel; ++k) {
-                Sum<count> sum;
-                int64_t there = block * ROWS % length + k - kernel / 2;
-                for (int64_t token = block * ROWS; token < std::min(tokens, (block + 1) * ROWS); ++token, ++there) {
-                    if (there == length + k - kernel / 2) there -= length;  // the next row begins
-                    if (there < 0 || there >= length) continue;
-                    sum.add(x + (token + k - kernel / 2) * width + at, grad + token * width + at);
+    pieces(rows, length, width, [=](int64_t block, int64_t from, int64_t to, int64_t at, int64_t size) {
+        const int64_t row = block / blocks(length) * length * width + at;
+        std::vector<Lanes> room((2 * ROWS + kernel) * RUN);
+        float *wide = (float*)room.data(), *slopes = wide + (ROWS + kernel) * CHANNELS;
+        widen(x + row, from - kernel / 2, to - kernel / 2 + kernel - 1, length, width, size, wide);
+        widen(grad + row, from, to, length, width, size, slopes);
+        for (int64_t k = 0; k < kernel; ++k) {
+            Lanes sums[RUN] = {};
+            for (int64_t token = 0; token < to - from; ++token)
+                for (int64_t i = 0; i < RUN; ++i) {
+                    Lanes a, b;
+                    load(wide + (token + k) * CHANNELS + i * LANES, a);
+                    load(slopes + token * CHANNELS + i * LANES, b);
+                    sums[i] += a * b;
                 }
-                sum.put(all + (block * kernel + k) * width + at);
-            }
-        });
+            std::copy_n((const float*)sums, size, all + (block * kernel + k) * width + at);
+        }
+    });
     gather(parts, count, kernel * width, dtaps);
 }
 
@@ -133,7 +163,8 @@ void softmax_of_taps(const T* __restrict logits, float* __restrict weights, int6
         for (int64_t k = 0; k < kernel; ++k) most = std::max(most, load(from[k]));
 #pragma omp simd reduction(+ : sum)
         for (int64_t k = 0; k < kernel; ++k) sum += to[k] = exponential(load(from[k]) - most);
-        for (int64_t k = 0; k < kernel; ++k) to[k] /= sum;
+        sum = 1.0f / sum;
+        for (int64_t k = 0; k < kernel; ++k) to[k] *= sum;
     }
 }
 
@@ -166,38 +197,39 @@ template <class T>
 void convolve_logits(const T* __restrict grad, const T* __restrict x, const float* __restrict weights,
                      const uint8_t* __restrict near, T* __restrict dlogits, int64_t rows, int64_t length, int64_t heads,
                      int64_t size, int64_t kernel, int64_t step) {
-    const int64_t width = heads * size;
+    const int64_t width = heads * size, room = (kernel + LANES - 1) / LANES * LANES;
 #pragma omp parallel
     {
-        std::vector<float> slopes(kernel);
+        std::vector<float> slopes(room);
         float* slope = slopes.data();
 #pragma omp for schedule(static)
         for (int64_t token = 0; token < rows * length; ++token) {
             const int64_t here = token % length, from = first(here, kernel), to = last(here, length, kernel);
             for (int64_t head = 0; head < heads; ++head) {
                 const T* g = grad + token * width + head * size;
+                const T* mixed = x + (token - kernel / 2) * step + head * size;
                 const float* own = weights + (token * heads + head) * kernel;
                 const int64_t whole = std::min(size / LANES, MOST);
                 Lanes wide[MOST];
                 for (int64_t i = 0; i < whole; ++i) load(g + i * LANES, wide[i]);
-                float mean = 0;
-                std::fill(slope, slope + kernel, 0.0f);
-                for (int64_t k = from; k < to; ++k) {
-                    if (near && !near[token * kernel + k]) continue;
-                    const T* mixed = x + (token + k - kernel / 2) * step + head * size;
-                    Lanes sum = {};
-                    for (int64_t i = 0; i < whole; ++i) {
-                        Lanes x;
-                        load(mixed + i * LANES, x);
-                        sum += x * wide[i];
-                    }
-                    Sum<0> rest;
-                    for (int64_t i = whole * LANES; i < size; ++i) rest.add(mixed + i, g + i);
-                    const float product = total(sum) + rest.one;
-                    slope[k] = product;
-                    mean += product * own[k];
+                for (int64_t some = 0; some < kernel; some += LANES) {
+                    Lanes sums[LANES] = {};
+                    for (int64_t k = std::max(from, some); k < std::min(to, some + LANES); ++k)
+                        for (int64_t i = 0; i < whole; ++i) {
+                            Lanes a;
+                            load(mixed + k * step + i * LANES, a);
+                            sums[k - some] += a * wide[i];
+                        }
+                    const Lanes found = totals(sums);
+                    std::memcpy(slope + some, &found, sizeof found);
                 }
-                for (int64_t k = 0; k < kernel; ++k) store(dlogits[(token * heads + head) * kernel + k], (slope[k] - mean) * own[k]);
+                for (int64_t i = whole * LANES; i < size; ++i)
+                    for (int64_t k = from; k < to; ++k) slope[k] += load(mixed[k * step + i]) * load(g[i]);
+                float mean = 0;
+                for (int64_t k = 0; near && k < kernel; ++k) slope[k] = near[token * kernel + k] ? slope[k] : 0.0f;
+                for (int64_t k = 0; k < kernel; ++k) mean += slope[k] * own[k];
+                for (int64_t k = 0; k < kernel; ++k) slope[k] = (slope[k] - mean) * own[k];
+                put(dlogits + (token * heads + head) * kernel, slope, kernel);
             }
         }
     }

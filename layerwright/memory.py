@@ -1,0 +1,31 @@
+"""Keep the memory of a process as a training wants it, where the C library is glibc.
+
+What a step frees the next one takes again, at other sizes in another order.  A library that returned it to the system would
+get it back as pages to be zeroed (2 % of a step, more with larger tensors); and a processor finds its way in few large pages
+quicker than in many small ones (2 to 4 %).
+"""
+
+import ctypes
+import os
+
+PAGE = 2 << 20  # bytes of a large page
+TRIM_THRESHOLD, MMAP_MAX, MXFAST = -1, -4, 1  # of mallopt(3)
+HUGE = 14  # of madvise(2)
+
+
+def keep_memory() -> None:
+    """Keep freed memory for the next step, and ask for large pages; the process holds its peak until it ends."""
+    libc = ctypes.CDLL(None)
+    if not hasattr(libc, "mallopt"):
+        return
+    for parameter, value in ((TRIM_THRESHOLD, -1), (MMAP_MAX, 0), (MXFAST, 0)):
+        libc.mallopt(parameter, value)
+    # A block as large as half of the machine's memory, which is nowhere until it is written to.  Freed, it stays the end of
+    # the heap, from which all that follows is taken, with the advice about its pages.
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+    libc.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    place = libc.malloc(ctypes.c_size_t(size))
+    if place:
+        libc.madvise(-(-place // PAGE) * PAGE, size - PAGE, HUGE)
+        libc.free(place)
