@@ -8,12 +8,17 @@ from typing import Any
 import pytest
 import torch
 from test_report import CHROMIUM, Page, alone, browse, results, written
+from test_search import search, settings, timeless
 
+from layerwright import report
 from layerwright.architecture import Architecture
 from layerwright.backbone import Backbone
 from layerwright.batches import Batch
+from layerwright.corpus import Corpus
 from layerwright.formulas import Formula
 from layerwright.operations import OPERATIONS
+from layerwright.population import Population
+from layerwright.pretrain import held_out, load
 from layerwright.priorities import OperationPriority, chances, priorities
 from layerwright.space import Space
 from layerwright.strategies import Trial
@@ -148,6 +153,41 @@ def test_uniformity_of_each_layer_is_what_pairs_of_tokens_give(norm: str) -> Non
             assert found[level] == pytest.approx(sum(cosines) / len(cosines), abs=1e-5)
     with pytest.raises(ValueError, match="a supernet is many networks"):
         by_layer(Supernet(SPACE), batches)
+
+
+def test_a_search_by_priority_goes_on_where_it_stopped_and_leaves_what_the_page_draws(
+    tiny_corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = settings(
+        tiny_corpus.folder,
+        space="16 embed=8 vocab=300 positions=32: 2x({lightconv[kernel=3|9]|formula[text=*8]} ffn)",
+        strategy={"name": "operation-priority", "operation_priority": {"population": 4, "parents": 2}},
+        trials=9,
+        top=2,
+        baselines=["interleaved"],
+    )
+    whole = search(told, tmp_path / "whole")
+    score_one, scored = Population.score, 0
+
+    def stop_at_the_sixth(*given: Any) -> dict[str, float]:
+        nonlocal scored
+        scored += 1
+        if scored == 6:
+            raise KeyboardInterrupt
+        return score_one(*given)
+
+    monkeypatch.setattr(Population, "score", stop_at_the_sixth)
+    with pytest.raises(KeyboardInterrupt):
+        search(told, tmp_path / "cut")
+    assert timeless(search(told, tmp_path / "cut")) == timeless(whole)
+    for row in whole["standalone"]:
+        objective = load(tmp_path / "whole" / row["folder"])[1]
+        rows = held_out(tiny_corpus, told.training(told.candidates().space, told.supernet))
+        assert row["uniformity"] == by_layer(objective.backbone, rows)
+        assert len(row["uniformity"]) == 5
+    page = Page(report.write(tmp_path / "whole").read_text(encoding="utf-8"))
+    assert "By their softmax new operations are drawn" in page.text
+    assert "What the best compute" in page.text
 
 
 @pytest.mark.browser
