@@ -11,6 +11,7 @@ from typing import Any
 
 import optuna
 import pytest
+import torch
 
 from layerwright.architecture import Architecture
 from layerwright.checkpoint import hold
@@ -19,8 +20,11 @@ from layerwright.errors import DataError, Interrupted, RunInUse
 from layerwright.forecast import outlook
 from layerwright.population import Population
 from layerwright.pretrain import held_out, load, pretrain, score
+from layerwright.proxy import Proxy
 from layerwright.search import SearchSettings, search
 from layerwright.settings import read
+from layerwright.space import Part, Space
+from layerwright.supernet import Supernet
 from layerwright.train import Plan
 
 # The package has a function of this name.
@@ -271,10 +275,13 @@ def test_the_outlook_tells_sizes_and_budgets(corpus: Path) -> None:
     assert rows["supernet"].startswith("4 steps, 256 tokens")
     assert rows["search by evolution"].startswith("6 trials and 3 at random")
     assert rows["from scratch"].startswith("7 runs of 2 steps, 128 tokens")
+    trained = dict(outlook(settings(corpus, space=FORMULAS, proxy=1_000_000)))
+    assert trained["search by evolution"].startswith("6 trials and 3 at random after 1,000,000 steps each, ")
+    assert float(trained["search by evolution"].split()[-2].replace(",", "")) > 60  # at 0.4 milliseconds a step and more
 
 
 KILLED = """
-import os, random, signal, sys, time
+import json, os, random, signal, sys, time
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
 from test_search import search, settings
@@ -283,7 +290,7 @@ chance = random.Random(0)
 for _ in range(4):
     child = os.fork()
     if not child:
-        search(settings(Path(sys.argv[2]), seeds=2, spread=2), Path(sys.argv[3]))
+        search(settings(Path(sys.argv[2]), **json.loads(sys.argv[4])), Path(sys.argv[3]))
         os._exit(0)
     time.sleep(0.1 + 1.5 * chance.random())
     os.kill(child, signal.SIGKILL)
@@ -291,11 +298,67 @@ for _ in range(4):
 """
 
 
-def test_killed_at_random_moments_it_ends_the_same(corpus: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    script = [sys.executable, "-W", "ignore", "-c", KILLED, str(Path(__file__).parent), str(corpus), str(tmp_path / "run")]
+def killed_it_ends_like(whole: tuple[Path, dict[str, Any]], corpus: Path, out: Path, **given: Any) -> None:
+    """Kill a search four times at random moments, let it end, and compare."""
+    script = [sys.executable, "-W", "ignore", "-c", KILLED, str(Path(__file__).parent), str(corpus), str(out), json.dumps(given)]
     found = subprocess.run(script, capture_output=True, text=True, timeout=120)
     assert found.returncode == 0, found.stderr
-    results = search(settings(corpus, seeds=2, spread=2), tmp_path / "run")
+    results = search(settings(corpus, **given), out)
     assert timeless(results) == timeless(whole[1])
     model = "model/model.safetensors"
-    assert (tmp_path / "run" / model).read_bytes() == (whole[0] / model).read_bytes()
+    assert (out / model).read_bytes() == (whole[0] / model).read_bytes()
+
+
+def test_killed_at_random_moments_it_ends_the_same(corpus: Path, whole: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    killed_it_ends_like(whole, corpus, tmp_path / "run", seeds=2, spread=2)
+
+
+FORMULAS = "16 embed=8 vocab=200 positions=32: 2x({lightconv[kernel=3|9|15]|formula[text=*8]} ffn)"
+
+
+@pytest.mark.parametrize("given", [{"strategy": {"name": "random"}}, {"proxy": 2, "fitness": "loss"}])
+def test_formulas_are_searched_and_a_kill_changes_nothing(corpus: Path, tmp_path: Path, given: dict[str, Any]) -> None:
+    given = {**given, "space": FORMULAS, "trials": 9, "baselines": ["interleaved"], "top": 2}
+    results = search(settings(corpus, **given), tmp_path / "whole")
+    space = Space.parse(FORMULAS)
+    archs = [Architecture.parse(row["arch"]) for row in [*results["trials"], *results["random"]]]
+    assert all(arch in space for arch in archs)
+    assert {layer.kind for arch in archs for layer in arch.layers} == {"lightconv", "formula", "ffn"}
+    searched = [space.key(arch) for arch in archs[:9]]
+    assert len(set(searched)) == 9
+    assert [row["name"] for row in results["standalone"]] == ["top-1", "top-2", "interleaved"]
+    for row in results["standalone"][:2]:
+        kept = Architecture.parse(row["arch"])
+        assert f'architecture": "{kept.explicit()}' in (tmp_path / "whole" / row["folder"] / "model/config.json").read_text()
+    if "proxy" in given:  # once will do
+        killed_it_ends_like((tmp_path / "whole", results), corpus, tmp_path / "killed", **given)
+
+
+def test_candidates_that_train_first_are_scored_as_their_training_leaves_them(corpus: Path, tmp_path: Path) -> None:
+    told = settings(corpus, space=FORMULAS, proxy=3, trials=3, controls=0, baselines=["interleaved"], fitness="loss")
+    results = search(told, tmp_path)
+    _, supernet = load(tmp_path / "supernet")
+    training = told.training(Space.parse(FORMULAS), Plan(steps=3))
+    opened = Corpus.open(corpus)
+    judge = Proxy(supernet, held_out(opened, training), opened, training)
+    for row in results["trials"]:
+        arch = Architecture.parse(row["arch"])
+        assert row["score"] == -judge.score(arch)["loss"] != -score(supernet, judge.held, arch)["loss"]
+    with pytest.raises(ValueError, match="proxy: 3 -> 0"):
+        search(told.model_copy(update={"proxy": 0}), tmp_path)
+
+
+def test_a_candidate_that_is_not_finite_is_a_failure(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    follow = Supernet.follow
+
+    def overflow(net: Supernet, x: torch.Tensor, slot: int, part: Part, context: Any) -> torch.Tensor:
+        found = follow(net, x, slot, part, context)
+        return found * math.inf if slot == 0 and part[1][0].kind == "formula" else found
+
+    monkeypatch.setattr(Supernet, "follow", overflow)
+    results = search(settings(corpus, space=FORMULAS, trials=9, baselines=["interleaved"]), tmp_path)
+    failed = [row for row in results["failures"] if row["stage"] == "search"]
+    assert failed
+    assert all("formula" in row["arch"] and "its score is" in row["failure"] for row in failed)
+    assert len(results["trials"]) == 9 - len(failed)
+    assert not any(Architecture.parse(row["arch"]).layers[0].kind == "formula" for row in results["trials"])
