@@ -131,7 +131,7 @@ def _by_slot(space: Space, history: Sequence[Trial], strategy: OperationPriority
             cells[row, column] = Cell(one.bound, f"{one.bound:.2f}", tip)
     values = [cell.value for cell in cells.values()]
     heat = Heat("operation", "slot", list(known[0]), [str(slot) for slot in slots], min(values), max(values))
-    drawn = heat.draw(cells, "upper bound of each operation at each slot")
+    drawn = heat.draw(cells, "upper bound of each operation at each slot", "wordy")
     scale = heat.scale(compact(min(values)), compact(max(values)))
     return figure("Bound at each slot", drawn, scale, read="The strategy looks at each slot alone.")
 
