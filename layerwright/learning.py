@@ -40,7 +40,7 @@ def pretraining_page(run: Path) -> str:
     across = "tokens" if rows and all("tokens" in row for row in rows) else "step"
     names = dict.fromkeys(name.removeprefix("held_out_") for row in rows for name in row)
     figures = []
-    for name in (name for name in names if name not in ("step", "tokens", "seconds")):
+    for name in (name for name in names if name not in ("step", "tokens", "seconds", "skipped")):
         series = [[(row[across], row[key]) for row in rows if key in row and across in row] for key in (name, f"held_out_{name}")]
         heading = _HEADINGS.get(name, name.replace("_", " ").capitalize())
         figures.append(learning(heading, across, name, *series, read=_READ.get(name, "")))
@@ -115,6 +115,8 @@ def _key_numbers(text: str, rows: Sequence[dict[str, float]]) -> list[tuple[str,
         if name in last
     ]
     numbers += [(f"{name}s".replace("ss", "s"), f"{last[name]:,.0f}", "") for name in ("step", "tokens") if name in last]
+    if skipped := sum("skipped" in row for row in rows):
+        numbers.append(("steps skipped", f"{skipped:,}", "not finite: they changed nothing"))
     if last.get("seconds"):
         numbers.append(
             ("time", duration(last["seconds"]), f"{compact(last.get('tokens', math.nan) / last['seconds'])} tokens a second")

@@ -30,6 +30,7 @@ from layerwright.checkpoint import latest, verify_folder
 from layerwright.corpus import Corpus, CorpusSettings, build
 from layerwright.cost import parameters
 from layerwright.errors import EXIT_CODES, DataError, IntegrityError, Interrupted, RunInUse, exit_code
+from layerwright.learning import pretraining_page
 from layerwright.pretrain import load, outlook, pretrain, seconds_per_step
 from layerwright.recipe import PretrainSettings, held_out, make_objective, score, stream_of
 from layerwright.supernet import Supernet
@@ -211,6 +212,9 @@ def test_an_architecture_that_overflows_neither_ends_a_supernet_nor_spoils_it(
     assert math.isfinite(result["score"]["held_out_loss"])
     warning = f"{result['skipped']} of 24 steps drew an architecture whose loss or gradient was not finite"
     assert warning in " ".join(capsys.readouterr().err.split())
+    page = pretraining_page(tmp_path / "whole")
+    assert "steps skipped" in page
+    assert "not finite: they changed nothing" in page
     stop_after(monkeypatch, 8, signal.SIGTERM)
     with pytest.raises(Interrupted):
         pretrain(settings, tmp_path / "cut")
