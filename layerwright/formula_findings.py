@@ -16,7 +16,7 @@ from .priorities import OperationPriority, Priority, chances, operations_at, pri
 from .space import Space, domains
 from .strategies import Trial
 
-_BEST, _MOST_POINTS = 3, 100
+_BEST, _MOST_POINTS = 3, 60
 # Okabe and Ito's, then Paul Tol's muted ones, each legible on white and on black.
 _COLOURS = (
     *("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9"),

@@ -7,7 +7,7 @@ search is its history: to resume is to read it, and the same history always lead
 import inspect
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from random import Random
@@ -248,13 +248,19 @@ def propose(
     A function of its arguments: attempt k at trial n draws from Random("seed/n/k"). After `DRAWS` attempts of the strategy
     come `RANDOM_DRAWS` uniform ones, because a strategy that has converged proposes what it knows.
     """
-    known = {space.key(trial.arch) for trial in history}
+    known = {_key(space, trial.arch) for trial in history}
     for attempt in range(DRAWS + RANDOM_DRAWS):
         rng = Random(f"{seed}/{len(history)}/{attempt}")
         arch = strategy(space, history, rng) if attempt < DRAWS else space.sample(rng)
-        if space.key(arch) not in known and allowed(arch):
+        if _key(space, arch) not in known and allowed(arch):
             return arch
     return None
+
+
+@lru_cache(maxsize=1 << 14)
+def _key(space: Space, arch: Architecture) -> Hashable:
+    # Every proposal asks for those of the whole history.
+    return space.key(arch)
 
 
 @contextmanager
