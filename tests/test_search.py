@@ -313,10 +313,11 @@ def test_killed_at_random_moments_it_ends_the_same(corpus: Path, whole: tuple[Pa
     killed_it_ends_like(whole, corpus, tmp_path / "run", seeds=2, spread=2)
 
 
+PRIORITY = {"name": "operation-priority", "operation_priority": {"population": 4, "parents": 2}}
 FORMULAS = "16 embed=8 vocab=200 positions=32: 2x({lightconv[kernel=3|9|15]|formula[text=*8]} ffn)"
 
 
-@pytest.mark.parametrize("given", [{"strategy": {"name": "random"}}, {"proxy": 2, "fitness": "loss"}])
+@pytest.mark.parametrize("given", [{"strategy": {"name": "random"}}, {"proxy": 2, "strategy": PRIORITY}])
 def test_formulas_are_searched_and_a_kill_changes_nothing(corpus: Path, tmp_path: Path, given: dict[str, Any]) -> None:
     given = {**given, "space": FORMULAS, "trials": 9, "baselines": ["interleaved"], "top": 2}
     results = search(settings(corpus, **given), tmp_path / "whole")
