@@ -82,7 +82,8 @@ class FormulaAttention(nn.Module):
     @staticmethod
     def part(whole: Mapping[str, Tensor], text: str) -> dict[str, Tensor]:
         """Return the tensors of a layer with another formula: the maps of the inputs that it uses, and the last one."""
-        unused = {PROJECTIONS[name] for name in PROJECTIONS.keys() - Formula.parse(text).inputs}
+        used = FormulaSpace().read(text).inputs  # which remembers: this is asked at every step
+        unused = {PROJECTIONS[name] for name in PROJECTIONS.keys() - used}
         return {name: tensor for name, tensor in whole.items() if name.partition(".")[0] not in unused}
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
