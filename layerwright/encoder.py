@@ -18,6 +18,7 @@ from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPo
 from .architecture import Architecture
 from .backbone import Embedding, Residual, initialise, last_norm, run, set_weights
 from .configuration import LayerwrightConfig
+from .dense import packed
 from .errors import nearest
 from .guard import INDEX, WEIGHTS, stored
 from .layers import Context
@@ -197,9 +198,7 @@ class LayerwrightModel(LayerwrightPreTrainedModel):
             dropout=self.config.attention_probs_dropout_prob if self.training else 0.0,
             maps=maps,
         )
-        with present(self.embed):
-            x = self.embed(tokens, token_type_ids, position_ids)
-        last = run(self.layers, self.norm, x, context, states)
+        last = self._read(tokens, token_type_ids, position_ids, context, states)
         if maps is not None and not maps:
             raise ValueError(f"output_attentions: no layer of '{self.config.arch}' has attention probabilities")
         rest: dict[str, Any] = {
@@ -210,6 +209,25 @@ class LayerwrightModel(LayerwrightPreTrainedModel):
         if self.pooler is not None:
             output = BaseModelOutputWithPooling(last, self.pooler(last), **rest)
         return output if self.wants("return_dict", kwargs) else output.to_tuple()
+
+    def _read(
+        self, tokens: Tensor, segments: Tensor | None, places: Tensor | None, context: Context, states: list[Tensor] | None
+    ) -> Tensor:
+        """Return the states of ids, or vectors; a batch of ids is packed where that pays."""
+        dense = packed(context.mask, self.embed.token.weight) if tokens.dim() == 2 and context.maps is None else None
+        if dense is not None:
+            places = (torch.arange(tokens.shape[1])[None] if places is None else places).expand(tokens.shape)
+            tokens, places = dense.gather(tokens), dense.gather(places)
+            segments = None if segments is None else dense.gather(segments)
+            context = context._replace(mask=dense.real, documents=dense.documents)
+        with present(self.embed):
+            x = self.embed(tokens, segments, places)
+        last = run(self.layers, self.norm, x, context, states)
+        if dense is None:
+            return last
+        if states is not None:
+            states[:] = map(dense.scatter, states)
+        return dense.scatter(last)
 
 
 def share(layers: nn.ModuleList, groups: Iterable[Sequence[int]]) -> None:

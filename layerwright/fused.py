@@ -103,11 +103,14 @@ def convolve(x: Tensor, logits: Tensor, near: Tensor | None) -> Tensor:
     return torch.as_tensor(_run(_Convolve, even, logits.to(x.dtype).contiguous(), near))
 
 
-def depthwise(x: Tensor, weight: Tensor) -> Tensor:
-    """Convolve each channel with its own kernel: x [B, L, D], weight [D, 1, K] -> [B, L, D]."""
+def depthwise(x: Tensor, weight: Tensor, near: Tensor | None) -> Tensor:
+    """Convolve each channel with its own kernel: x [B, L, D], weight [D, 1, K] -> [B, L, D].
+
+    near: bool [B, L, K], which neighbours count; only where a tensor is `ready`.
+    """
     if not ready(x):
         return kernels.depthwise(x, weight)
-    return torch.as_tensor(_run(_Depthwise, x.contiguous(), weight))
+    return torch.as_tensor(_run(_Depthwise, x.contiguous(), weight, None if near is None else near.contiguous()))
 
 
 def _bare(linear: nn.Module) -> bool:
@@ -361,17 +364,17 @@ def _sizes(x: Tensor, weights: Tensor) -> tuple[int, ...]:
 @_lean
 class _Depthwise(Function):
     @staticmethod
-    def forward(ctx, x, weight):  # type: ignore[no-untyped-def]
+    def forward(ctx, x, weight, near):  # type: ignore[no-untyped-def]
         taps, y = weight.detach()[:, 0].t().float().contiguous(), torch.empty_like(x)
-        ctx.save_for_backward(x, taps)
-        call("depthwise", x, x, taps, y, *x.shape, len(taps), 0)
+        ctx.save_for_backward(x, taps, near)
+        call("depthwise", x, x, taps, near, y, *x.shape, len(taps), 0)
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        x, taps = ctx.saved_tensors
+        x, taps, near = ctx.saved_tensors
         grad, dx, dtaps = grad.contiguous(), torch.empty_like(x), torch.empty_like(taps)
-        call("depthwise", x, grad, taps, dx, *x.shape, len(taps), 1)
-        call("depthwise_taps", x, x, grad, dtaps, *x.shape, len(taps))
-        return dx, dtaps.t()[:, None]
+        call("depthwise", x, grad, taps, near, dx, *x.shape, len(taps), 1)
+        call("depthwise_taps", x, x, grad, near, dtaps, *x.shape, len(taps))
+        return dx, dtaps.t()[:, None], None

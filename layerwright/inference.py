@@ -16,6 +16,7 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from .dense import packing
 from .errors import nearest
 from .folders import open_folder, open_tokenizer
 from .fused import linear
@@ -25,7 +26,7 @@ Precision = Literal["float32", "bf16"]
 PRECISIONS: tuple[str, ...] = get_args(Precision)
 BATCH = 64  # rows
 PADDING = 0.05  # of the tokens of a batch
-ENOUGH = 256  # tokens, below which a batch takes no less time than one of more
+ENOUGH = 4096  # tokens, below which a batch of a model that packs its rows takes no more time for them than one of less
 
 T = TypeVar("T")
 
@@ -56,9 +57,12 @@ class Opened:
 
     @contextmanager
     def running(self) -> Iterator[None]:
-        """Compute in the precision asked for, without gradients, and on a CPU with the faster of two libraries."""
+        """Compute in the precision asked for, without gradients; on a CPU with the faster of two libraries, and no padding.
+
+        What comes out at padding means nothing.
+        """
         faster = _OneDnn(self.device.type == "cpu" and not self.bf16 and torch.backends.mkldnn.is_available())
-        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16), faster:
+        with torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16), faster, packing():
             yield
 
     def encode(
@@ -118,10 +122,11 @@ def open_model(folder: Path, heads: Sequence[str], *, precision: Precision = "fl
     return Opened(folder, head, model, tokenizer, special, precision == "bf16")
 
 
-def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
+def by_length(lengths: Sequence[int], size: int, enough: int = ENOUGH) -> list[list[int]]:
     """Return the places of rows in batches of about one length, the longest first, so that memory is enough for all or for none.
 
-    A batch has at most `size` rows, and ends earlier where it has tokens enough and with one row more too many of padding.
+    A batch has at most `size` rows, and ends earlier where it has `enough` tokens, padding included, and with one row more
+    too many of padding.
 
     >>> by_length([3, 9, 4, 9], 2)
     [[1, 3], [2, 0]]
@@ -133,7 +138,7 @@ def by_length(lengths: Sequence[int], size: int) -> list[list[int]]:
         if batches:
             longest, count = lengths[batches[-1][0]], len(batches[-1])
             more = padding + longest - lengths[place]
-            if count < size and (count * longest < ENOUGH or more <= PADDING * longest * (count + 1)):
+            if count < size and (count * longest < enough or more <= PADDING * longest * (count + 1)):
                 batches[-1].append(place)
                 padding = more
                 continue

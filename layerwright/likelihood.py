@@ -17,6 +17,7 @@ from tokenizers import Encoding
 from torch import Tensor, nn
 
 from .backbone import run
+from .dense import packed
 from .errors import DataError
 from .fused import surprise
 from .heads import MaskedHead
@@ -164,9 +165,17 @@ def _states(model: LayerwrightForMaskedLM, inputs: dict[str, Tensor], which: Ten
     backbone, mask = model.backbone, inputs.get("attention_mask")
     alone = list(takewhile(lambda layer: layer.kind == "ffn", reversed(model.config.arch.layers)))
     cut = len(backbone.layers) - len(alone)
+    ids, rows, places = inputs["input_ids"], *which.unbind(1)
     context = Context(None if mask is None else mask.bool())
-    x = run(backbone.layers[:cut], nn.Identity(), backbone.embed(inputs["input_ids"]), context)
-    return run(backbone.layers[cut:], backbone.norm, x[which[:, 0], None, which[:, 1]], Context(None))[:, 0]
+    dense = packed(context.mask, backbone.embed.token.weight)
+    if dense is None:
+        x = backbone.embed(ids)
+    else:
+        x = backbone.embed(dense.gather(ids), places=dense.gather(torch.arange(ids.shape[1]).expand(ids.shape)))
+        context, found = Context(dense.real, dense.documents), dense.back[rows, places]
+        rows, places = found // x.shape[1], found % x.shape[1]
+    x = run(backbone.layers[:cut], nn.Identity(), x, context)
+    return run(backbone.layers[cut:], backbone.norm, x[rows, None, places], Context(None))[:, 0]
 
 
 def _originality(opened: Opened, encoded: Sequence[Encoding], batch: int) -> list[Score]:

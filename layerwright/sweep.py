@@ -28,6 +28,7 @@ from .prefixes import applications, visit
 from .tasks.records import Faults, existing, lines
 
 SHARE = 0.15  # of the tokens of a row that are masked, and as many of those kept that are asked for
+ENOUGH = 256  # tokens, below which a batch takes no less time than one of more
 COMPARED = 1_024  # tokens by which hidden states are compared, at most
 
 Order = tuple[int, ...]
@@ -134,7 +135,8 @@ class Reading:
 
 def readings(opened: Opened, rows: Sequence[Row], batch: int) -> list[Reading]:
     """Return the rows in batches of about one length."""
-    return [Reading.of(opened, [rows[place] for place in places]) for places in by_length([len(row.ids) for row in rows], batch)]
+    batches = by_length([len(row.ids) for row in rows], batch, ENOUGH)
+    return [Reading.of(opened, [rows[place] for place in places]) for places in batches]
 
 
 def final_states(

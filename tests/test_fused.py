@@ -180,12 +180,14 @@ def test_convolve_reads_part_of_a_wider_product():
 
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize(("width", "kernel"), [(3, 3), (64, 9), (90, 31)])
-def test_depthwise_is_conv1d(dtype, width, kernel, counted):
-    x, weight = leaf(3, 20, width, dtype=dtype), leaf(width, 1, kernel)
-    found = convolution.depthwise(x, weight, Context())
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(("width", "kernel", "length"), [(3, 3, 20), (64, 9, 20), (90, 31, 20), (70, 5, 150)])
+def test_depthwise_is_conv1d(dtype, width, kernel, length, apart, counted):
+    x, weight = leaf(3, length, width, dtype=dtype), leaf(width, 1, kernel)
+    context = Context(documents=torch.randint(3, (3, length)).sort().values if apart else None)
+    found = convolution.depthwise(x, weight, context)
     exact = [value.detach().double().requires_grad_() for value in (x, weight)]
-    expected = convolution.depthwise(*exact, Context())
+    expected = convolution.depthwise(*exact, context)
     slope = torch.randn(expected.shape).to(dtype)
     pairs = zip(
         [found, *torch.autograd.grad(found, (x, weight), slope)],

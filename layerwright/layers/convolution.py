@@ -175,8 +175,8 @@ def depthwise(x: Tensor, weight: Tensor, context: Context) -> Tensor:
     """
     kernel = weight.shape[-1]
     near = context.neighbours(kernel)
-    if near is None and kernels.fast(x):
-        return fused.depthwise(x, weight)
+    if kernels.fast(x) and (near is None or fused.ready(x)):
+        return fused.depthwise(x, weight, near)
     if near is None:
         return F.conv1d(x.transpose(1, 2), weight, padding=kernel // 2, groups=weight.shape[0]).transpose(1, 2)
     half, length = kernel // 2, x.shape[1]

@@ -100,12 +100,13 @@ void pieces(int64_t rows, int64_t length, int64_t width, Pass pass) {
     }
 }
 
-// y[b, l, d] = sum over k of taps[k, d] x[b, l + k - K / 2, d]; with `flip`, the taps backwards: the gradient of x.
+// y[b, l, d] = sum over k of taps[k, d] x[b, l + k - K / 2, d], where `near` [B, L, K] says that a neighbour counts (or is
+// null); with `flip` each token gives instead of takes: the gradient of x.
 template <class T>
-void depthwise(const T* __restrict x, const float* __restrict taps, T* __restrict y, int64_t rows, int64_t length, int64_t width,
-               int64_t kernel, int64_t flip) {
+void depthwise(const T* __restrict x, const float* __restrict taps, const uint8_t* __restrict near, T* __restrict y, int64_t rows,
+               int64_t length, int64_t width, int64_t kernel, int64_t flip) {
     pieces(rows, length, width, [=](int64_t block, int64_t from, int64_t to, int64_t at, int64_t size) {
-        const int64_t row = block / blocks(length) * length * width + at;
+        const int64_t first_token = block / blocks(length) * length, row = first_token * width + at;
         std::vector<Lanes> room((ROWS + 2 * kernel) * RUN);  // where lanes lie is not split between two lines of the cache
         float *wide = (float*)room.data(), *own = wide + (ROWS + kernel) * CHANNELS;
         widen(x + row, from - kernel / 2, to - kernel / 2 + kernel - 1, length, width, size, wide);
@@ -113,13 +114,17 @@ void depthwise(const T* __restrict x, const float* __restrict taps, T* __restric
             std::copy_n(taps + (flip ? kernel - 1 - k : k) * width + at, size, own + k * CHANNELS);
         for (int64_t token = from; token < to; ++token) {
             Lanes sums[RUN] = {};
-            for (int64_t k = 0; k < kernel; ++k)
+            for (int64_t k = 0; k < kernel; ++k) {
+                const int64_t there = token + k - kernel / 2;
+                if (near && (there < 0 || there >= length || !near[(first_token + (flip ? there : token)) * kernel + (flip ? kernel - 1 - k : k)]))
+                    continue;
                 for (int64_t i = 0; i < RUN; ++i) {
                     Lanes a, b;
                     load(wide + (token - from + k) * CHANNELS + i * LANES, a);
                     load(own + k * CHANNELS + i * LANES, b);
                     sums[i] += a * b;
                 }
+            }
             put(y + row + token * width, (const float*)sums, size);
         }
     });
@@ -127,26 +132,28 @@ void depthwise(const T* __restrict x, const float* __restrict taps, T* __restric
 
 // The gradient of the taps: [K, D].
 template <class T>
-void depthwise_taps(const T* __restrict x, const T* __restrict grad, float* __restrict dtaps, int64_t rows, int64_t length,
-                    int64_t width, int64_t kernel) {
+void depthwise_taps(const T* __restrict x, const T* __restrict grad, const uint8_t* __restrict near, float* __restrict dtaps,
+                    int64_t rows, int64_t length, int64_t width, int64_t kernel) {
     const int64_t count = rows * blocks(length);
     std::vector<float> parts(count * kernel * width);
     float* all = parts.data();
     pieces(rows, length, width, [=](int64_t block, int64_t from, int64_t to, int64_t at, int64_t size) {
-        const int64_t row = block / blocks(length) * length * width + at;
+        const int64_t first_token = block / blocks(length) * length, row = first_token * width + at;
         std::vector<Lanes> room((2 * ROWS + kernel) * RUN);
         float *wide = (float*)room.data(), *slopes = wide + (ROWS + kernel) * CHANNELS;
         widen(x + row, from - kernel / 2, to - kernel / 2 + kernel - 1, length, width, size, wide);
         widen(grad + row, from, to, length, width, size, slopes);
         for (int64_t k = 0; k < kernel; ++k) {
             Lanes sums[RUN] = {};
-            for (int64_t token = 0; token < to - from; ++token)
+            for (int64_t token = 0; token < to - from; ++token) {
+                if (near && !near[(first_token + from + token) * kernel + k]) continue;
                 for (int64_t i = 0; i < RUN; ++i) {
                     Lanes a, b;
                     load(wide + (token + k) * CHANNELS + i * LANES, a);
                     load(slopes + token * CHANNELS + i * LANES, b);
                     sums[i] += a * b;
                 }
+            }
             std::copy_n((const float*)sums, size, all + (block * kernel + k) * width + at);
         }
     });
