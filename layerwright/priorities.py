@@ -135,7 +135,7 @@ class OperationPriority(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     population: int = Field(50, ge=1)
-    parents: int = Field(10, ge=1)
+    parents: int = Field(5, ge=1)
     turn: float = Field(0.5, ge=0, le=1)
     alpha: float = Field(0.1, ge=0)
     temperature: float = Field(0.05, gt=0)
