@@ -26,7 +26,7 @@ from transformers import AutoModel
 
 from benchmarks.speed import RESULTS, machine
 from layerwright.convert import convert
-from layerwright.dense import packed
+from layerwright.dense import computed
 from layerwright.export import GRAPH, export
 from layerwright.inference import BATCH, Opened, by_length, open_model
 from layerwright.runtime import Session
@@ -76,18 +76,6 @@ def sides_of(opened: Opened, rows: list[list[int]], precision: str, graph: Path)
     return sides
 
 
-def computed(opened: Opened, rows: list[list[int]]) -> int:
-    """Return for how many tokens our side computes anything."""
-    count = 0
-    for places in by_length([len(row) for row in rows], BATCH):
-        inputs = opened.inputs([rows[place] for place in places])
-        mask = inputs.get("attention_mask")
-        with opened.running():
-            dense = None if mask is None else packed(mask.bool(), opened.model.get_input_embeddings().weight)
-        count += inputs["input_ids"].numel() if dense is None else dense.taken.numel()
-    return count
-
-
 def measure(sides: dict[str, Side], rounds: int, precision: str) -> dict[str, dict[str, Any]]:
     """Hold the sides against one another, let them take turns, and return seconds and ratios to ours.
 
@@ -134,9 +122,10 @@ def main() -> None:
         for precision in ("float32", "bf16"):
             opened = open_model(folder, ["backbone"], precision=precision)  # type: ignore[arg-type]
             rows = [one.ids for one in opened.encode(texts, opened.positions)]
+            batches = by_length([len(row) for row in rows], BATCH)
             result |= {
                 "tokens": sum(map(len, rows)),
-                "packed": computed(opened, rows),
+                "packed": sum(computed([len(rows[place]) for place in batch]) for batch in batches),
                 "padded in one batch": max(map(len, rows)) * len(rows),
             }
             result[precision] = measure(sides_of(opened, rows, precision, graph / GRAPH), asked.rounds, precision)

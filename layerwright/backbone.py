@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from .architecture import Architecture, Layer
+from .dense import packed
 from .fused import add_norm
 from .kernels import drop, lower
 from .layers import Context
@@ -36,7 +37,11 @@ class Backbone(nn.Module):
     ) -> Tensor:
         """Run every layer.  mask: bool [B, L], None where every token is real; documents: integers [B, L]."""
         context = Context(mask, documents, self.dropout if self.training else 0.0)
-        return run(self.layers, self.norm, self.embed(ids, segments), context)
+        dense = packed(mask) if documents is None else None
+        if dense is None:
+            return run(self.layers, self.norm, self.embed(ids, segments), context)
+        x = self.embed(*dense.inputs(ids, segments))
+        return dense.scatter(run(self.layers, self.norm, x, dense.context(context)))
 
 
 def run(layers: Iterable[nn.Module], norm: nn.Module, x: Tensor, context: Context, states: list[Tensor] | None = None) -> Tensor:
@@ -73,7 +78,7 @@ class Embedding(nn.Module):
             ValueError: more tokens in a row than positions, or a second segment where the architecture has none.
         """
         end, positions = self.offset + ids.shape[1], self.position.num_embeddings - self.offset
-        if ids.shape[1] > positions:
+        if places is None and ids.shape[1] > positions:
             raise ValueError(f"a row of {ids.shape[1]} tokens, and the architecture has {positions} positions")
         position = self.position.weight[self.offset : end] if places is None else self.position(places + self.offset)
         x = (ids if ids.is_floating_point() else self.token(ids)) + position

@@ -1,27 +1,30 @@
-"""Run a batch of padded rows as fewer rows without padding, the tokens of each a document of its own.
+"""Run a batch of padded rows as fewer rows almost without padding, the tokens of each a document of its own.
 
-Layers keep documents apart as they keep rows apart, so what comes out at real tokens is the same but for rounding.
+Layers keep documents apart as they keep rows apart, so what comes out at real tokens is the same but for rounding and for
+which values dropout takes.  What comes out at padding means nothing, so only who reads nothing there may allow it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from math import ceil
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .kernels import fast
+from .layers.context import Context
 
-PAYS = 0.85  # the share of tokens that may be left at most: what to put in order costs, too
+LONG = 4096  # tokens of a row at which attention costs as much as all else, for a width of about 700
+PAYS = 0.95  # the share of a batch that may be left: to put tokens in order costs, too
 
 _packing: ContextVar[bool] = ContextVar("packing", default=False)
 
 
 @contextmanager
-def packing() -> Iterator[None]:
-    """Let batches be packed inside: whoever reads nothing at padding may allow it."""
-    token = _packing.set(True)
+def packing(allowed: bool = True) -> Iterator[None]:
+    """Let batches be packed inside, or not."""
+    token = _packing.set(allowed)
     try:
         yield
     finally:
@@ -39,49 +42,79 @@ class Packed(NamedTuple):
     documents: Tensor
     back: Tensor
 
-    @property
-    def real(self) -> Tensor:
-        """Which places hold a token, bool [R, L']."""
-        return self.documents >= 0
+    def inputs(self, ids: Tensor, segments: Tensor | None = None, places: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        """Return ids, segments and places [B or 1, L] of a batch as those of the rows; places count from 0 without any."""
+        places = torch.arange(ids.shape[1], device=ids.device)[None] if places is None else places
+        given = (ids, segments, places.expand(ids.shape))
+        return tuple(None if x is None else x.flatten()[self.taken] for x in given)
 
-    def gather(self, x: Tensor) -> Tensor:
-        """Put what a batch holds into the rows: [B, L, ...] -> [R, L', ...]."""
-        return x.flatten(0, 1)[self.taken]
+    def context(self, context: Context) -> Context:
+        """Return what layers are told of the rows instead of what they are told of the batch."""
+        return context._replace(mask=self.documents >= 0, documents=self.documents)
 
     def scatter(self, states: Tensor) -> Tensor:
         """Put states back: [R, L', D] -> [B, L, D], anything at padding."""
-        return states.flatten(0, 1)[self.back]
+        # An index of one dimension has a gradient that is quick to add up.
+        return torch.index_select(states.flatten(0, 1), 0, self.back.flatten()).view(*self.back.shape, -1)
 
 
-def packed(mask: Tensor | None, weight: Tensor) -> Packed | None:
+def packed(mask: Tensor | None) -> Packed | None:
     """Return how to pack the rows of a batch, of which `mask` [B, L] says what is real; None where it is not worth it.
 
-    That is inside `packing`, where nothing but a forward pass is wanted, by weights on a CPU, where it costs what it holds;
-    and there is much padding, all at the ends.  The rows become as long as the longest, and each goes into the first that has
-    room for it.
+    It is inside `packing`, where enough is padding, and that at the ends of rows; not in what is compiled.
     """
-    if mask is None or not _packing.get() or torch.is_grad_enabled() or not fast(weight):
+    if mask is None or not _packing.get() or torch.compiler.is_compiling():
         return None
     lengths = mask.sum(1)
-    longest = int(lengths.max()) if len(mask) > 1 else 0
     places = torch.arange(mask.shape[1], device=mask.device)
-    if int(lengths.sum()) > PAYS * mask.numel() or longest == 0 or not torch.equal(mask, places < lengths[:, None]):
-        return None
-    room: list[int] = []  # that is left in each row
-    begins = [0] * len(mask)
     sizes = lengths.tolist()
-    for one in sorted(range(len(sizes)), key=lambda one: -sizes[one]):
-        row = next((row for row, left in enumerate(room) if left >= sizes[one]), len(room))
-        if row == len(room):
-            room.append(longest)
-        begins[one] = (row + 1) * longest - room[row]
-        room[row] -= sizes[one]
-    if len(room) * longest > PAYS * mask.numel():
+    if sum(sizes) > PAYS * mask.numel() or not torch.equal(mask, places < lengths[:, None]):
+        return None
+    begins, rows, width = filled(sizes)
+    if rows * width > PAYS * mask.numel() or not width:
         return None
     back = (torch.tensor(begins, device=mask.device)[:, None] + places) * mask
     numbers = torch.arange(len(mask), device=mask.device)[:, None]
-    documents = torch.full((len(room) * longest,), -1, device=mask.device)
+    documents = torch.full((rows * width,), -1, device=mask.device)
     documents[back[mask]] = numbers.expand_as(mask)[mask]
     taken = torch.zeros_like(documents)
     taken[back[mask]] = (numbers * mask.shape[1] + places)[mask]
-    return Packed(taken.view(len(room), longest), documents.view(len(room), longest), back)
+    return Packed(taken.view(rows, width), documents.view(rows, width), back)
+
+
+def filled(sizes: Sequence[int]) -> tuple[list[int], int, int]:
+    """Return where rows of these lengths begin in fewer rows laid end to end, how many those are, and how long.
+
+    Longer rows have less padding, and attention in them costs more: of a few numbers of rows it is the one of least cost.
+
+    >>> filled([3, 5, 2, 4, 4])
+    ([13, 0, 16, 5, 9], 2, 9)
+    """
+    longest, total = max(sizes), sum(sizes)
+    most = total / max(1, longest)
+    counts = dict.fromkeys(max(1, int(most / share)) for share in (1, 4 / 3, 2, 3, 4))
+    found = [_filled(sizes, count, max(longest, ceil(total / count))) for count in counts]
+    return min(found, key=lambda one: one[1] * one[2] * (1 + one[2] / LONG))
+
+
+def _filled(sizes: Sequence[int], count: int, width: int) -> tuple[list[int], int, int]:
+    """Put the longest first, each into the first row that has room; let the rows be as long as it takes."""
+    order = sorted(range(len(sizes)), key=lambda one: -sizes[one])
+    while True:
+        begins, room = [0] * len(sizes), [width] * count
+        for one in order:
+            row = next((row for row, left in enumerate(room) if left >= sizes[one]), None)
+            if row is None:
+                break
+            begins[one] = (row + 1) * width - room[row]
+            room[row] -= sizes[one]
+        else:
+            return begins, count, width
+        width += max(1, width // 64)
+
+
+def computed(sizes: Sequence[int]) -> int:
+    """Return how many tokens are computed for a batch of rows of these lengths inside `packing`."""
+    padded = max(sizes) * len(sizes)
+    _, rows, width = filled(sizes)
+    return rows * width if sum(sizes) <= PAYS * padded and rows * width <= PAYS * padded else padded

@@ -214,15 +214,11 @@ class LayerwrightModel(LayerwrightPreTrainedModel):
         self, tokens: Tensor, segments: Tensor | None, places: Tensor | None, context: Context, states: list[Tensor] | None
     ) -> Tensor:
         """Return the states of ids, or vectors; a batch of ids is packed where that pays."""
-        dense = packed(context.mask, self.embed.token.weight) if tokens.dim() == 2 and context.maps is None else None
-        if dense is not None:
-            places = (torch.arange(tokens.shape[1])[None] if places is None else places).expand(tokens.shape)
-            tokens, places = dense.gather(tokens), dense.gather(places)
-            segments = None if segments is None else dense.gather(segments)
-            context = context._replace(mask=dense.real, documents=dense.documents)
+        dense = packed(context.mask) if tokens.dim() == 2 and context.maps is None else None
+        given = (tokens, segments, places) if dense is None else dense.inputs(tokens, segments, places)
         with present(self.embed):
-            x = self.embed(tokens, segments, places)
-        last = run(self.layers, self.norm, x, context, states)
+            x = self.embed(*given)
+        last = run(self.layers, self.norm, x, context if dense is None else dense.context(context), states)
         if dense is None:
             return last
         if states is not None:

@@ -167,12 +167,10 @@ def _states(model: LayerwrightForMaskedLM, inputs: dict[str, Tensor], which: Ten
     cut = len(backbone.layers) - len(alone)
     ids, rows, places = inputs["input_ids"], *which.unbind(1)
     context = Context(None if mask is None else mask.bool())
-    dense = packed(context.mask, backbone.embed.token.weight)
-    if dense is None:
-        x = backbone.embed(ids)
-    else:
-        x = backbone.embed(dense.gather(ids), places=dense.gather(torch.arange(ids.shape[1]).expand(ids.shape)))
-        context, found = Context(dense.real, dense.documents), dense.back[rows, places]
+    dense = packed(context.mask)
+    x = backbone.embed(ids) if dense is None else backbone.embed(*dense.inputs(ids))
+    if dense is not None:
+        context, found = dense.context(context), dense.back[rows, places]
         rows, places = found // x.shape[1], found % x.shape[1]
     x = run(backbone.layers[:cut], nn.Identity(), x, context)
     return run(backbone.layers[cut:], backbone.norm, x[rows, None, places], Context(None))[:, 0]

@@ -23,6 +23,7 @@ from torch import Tensor
 from layerwright import console
 from layerwright.backbone import Backbone
 from layerwright.checkpoint import MANIFEST, Signals, append_line, hold, seal_folder, sealed
+from layerwright.dense import packing
 from layerwright.encoder import share
 from layerwright.errors import Interrupted, nearest
 from layerwright.handover import model_card, model_of, save_model
@@ -148,7 +149,7 @@ class _Run:
         folders = {seed: out / "seeds" / str(seed) for seed in (range(chosen) if isinstance(chosen, int) else chosen)}
         results = {seed: result for seed, folder in folders.items() if (result := finished(folder))}
         steps = self.plan.steps or 0
-        with Signals() as signals, console.track("fine-tuning", steps * len(folders), steps * len(results)) as advance:
+        with Signals() as signals, packing(), console.track("fine-tuning", steps * len(folders), steps * len(results)) as advance:
 
             def after_step(seed: int, report: Report) -> None:
                 advance(seed=seed, loss=report.loss)
@@ -167,7 +168,7 @@ class _Run:
         objective = self._objective(seed)
         scale = partial(layer_scale, layers=len(self.net.arch), decay=settings.layer_decay or 1.0)
         optimizer = make_optimizer(objective, self.plan, scale)
-        epochs = [self.train.grouped(settings.batch, seed, epoch) for epoch in range(settings.epochs)]
+        epochs = [self.train.shuffled(settings.batch, seed, epoch) for epoch in range(settings.epochs)]
         stream = (self.train.batch(places) for batches in epochs for places in batches)
         losses = []
         for report in train(objective, stream, self.plan, optimizer, seed=seed, accelerator=self.machine):
@@ -186,7 +187,7 @@ class _Run:
             learned=measured.learned,
             loss=statistics.fmean(losses[-len(epochs[0]) :]),
             padding=self.train.padding([places for batches in epochs for places in batches]),
-            padding_scored=self.scored["valid"].padding(self.scored["valid"].lean(settings.batch)),
+            padding_scored=self.scored["valid"].padding(self._scoring(self.scored["valid"])),
             seconds=time.monotonic() - began,
             also=self._predict_others(objective, form, folder),
             config=json.loads(json.dumps(form.config())),  # as it comes back from result.json
@@ -205,13 +206,16 @@ class _Run:
             objective.head.get_submodule("hidden").load_state_dict(self.start.hidden)
         return objective.to(self.machine.device)
 
+    def _scoring(self, rows: Rows) -> list[Sequence[int]]:
+        return rows.by_length(self.settings.batch, range(len(rows)))
+
     @torch.no_grad()
     def _decode(self, objective: HeadObjective, rows: Rows) -> list[Any]:
         """Send examples through the model."""
         objective.eval()
         device, precision = self.machine.device, self.settings.precision
         decoded: list[Any] = [None] * len(rows)
-        for places in rows.lean(self.settings.batch):
+        for places in self._scoring(rows):
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = objective.predict(rows.batch(places).to(device)).cpu()
             for place, found in zip(places, self.form.decode(logits, rows, places), strict=True):

@@ -1,4 +1,4 @@
-"""Turn texts into batches: rows of tokens, those of a batch of about one length, so that little of it is padding.
+"""Turn texts into batches of rows of tokens: drawn, to learn from; of about one length each, where nothing is learned.
 
 The batches of an epoch are a pure function of the seed and the epoch.
 """
@@ -15,11 +15,10 @@ from tokenizers import Encoding, Tokenizer
 from torch import Tensor
 
 from layerwright.batches import Batch
+from layerwright.dense import computed
 from layerwright.errors import DataError
 
 AT_ONCE = 4096  # texts; the tokenizer's own notes on them take far more memory than their tokens
-WINDOW = 50  # batches that are sorted by length together
-PADDING = 0.05  # the share of it that sorting leaves at most in a batch that nothing is learned from
 T = TypeVar("T")
 
 
@@ -79,41 +78,22 @@ class Rows:
         """Return what to predict for some examples, whose rows are padded to `length`."""
         return None if self.targets is None else self.targets[list(places)]
 
-    def grouped(self, size: int, seed: int, epoch: int) -> list[Sequence[int]]:
-        """Return the batches of an epoch, as places of examples: each once, those of a batch of about one length.
+    def shuffled(self, size: int, seed: int, epoch: int) -> list[Sequence[int]]:
+        """Return the batches of an epoch, as places of examples, each once in an order drawn.
 
-        They are shuffled, sorted by length within windows of up to 50 batches (smaller ones where there are few, so that
-        epochs differ), cut into batches, and these are shuffled.
+        Not by length: batches of short or of long texts alone have labels in other shares than the task has them.
         """
-        chance = Random(f"{seed}/{epoch}")
         count = len(self)
-        order = chance.sample(range(count), count)
-        window = size * min(WINDOW, max(1, count // (2 * size)))
-        batches = [batch for places in cut(order, window) for batch in self.by_length(size, places)]
-        chance.shuffle(batches)
-        return batches
+        return cut(Random(f"{seed}/{epoch}").sample(range(count), count), size)
 
     def by_length(self, size: int, places: Sequence[int]) -> list[Sequence[int]]:
         """Return some examples in batches, the shortest first."""
         return cut(sorted(places, key=self.length), size)
 
-    def lean(self, size: int) -> list[Sequence[int]]:
-        """Return all examples in batches of at most `size`, the shortest first; one ends where more of it would be padding."""
-        batches: list[list[int]] = []
-        whole = 0
-        for place in sorted(range(len(self)), key=self.length):
-            length = self.length(place)
-            if not batches or len(batches[-1]) == size or whole + length < (1 - PADDING) * length * (len(batches[-1]) + 1):
-                batches.append([])
-                whole = 0
-            batches[-1].append(place)
-            whole += length
-        return list(batches)
-
     def padding(self, batches: Sequence[Sequence[int]]) -> float:
-        """Return the share of padding among the tokens of some batches."""
+        """Return the share of padding among the tokens that are computed for some batches, packed where that pays."""
         lengths = [[len(row.ids) for place in batch for row in self.of(place)] for batch in batches]
-        return 1 - sum(map(sum, lengths)) / sum(max(batch) * len(batch) for batch in lengths)
+        return 1 - sum(map(sum, lengths)) / sum(map(computed, lengths))
 
 
 @dataclass(frozen=True)
