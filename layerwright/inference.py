@@ -1,4 +1,4 @@
-"""Open a model folder to use it, and send rows of tokens through it, those of a batch of about one length.
+"""Open a model folder to use it, and send rows of tokens through it.
 
 Nothing here learns: rows come from an iterator, answers leave by one, and between them is a window of rows, sorted by
 length, so that memory does not grow with their number and little is computed for padding.

@@ -1,7 +1,7 @@
 """Predict for rows that come in a stream, in any number, in order: a class, a number, a choice, tags or an answer for each.
 
 Rows are read, turned into tokens and batched as in fine-tuning, so that a prediction here is the one that was scored there.
-A window of rows is in memory at a time, sorted by length; what is wrong with a row is said with its number, never passed over
+A window of rows is in memory at a time; what is wrong with a row is said with its number, never passed over
 in silence.
 """
 
@@ -34,7 +34,7 @@ KINDS: dict[str, Kind] = {"classification": "classification", "choices": "choice
 OF_KIND: dict[str, Kind] = {"conll": "tags", "squad": "spans"}  # forms that hold rows of one kind alone
 FORMS = ("lines", "tsv", "jsonl", "conll", "squad")
 STDIN = Path("/dev/stdin")
-WINDOW = 32  # batches that are sorted by length together
+WINDOW = 32  # batches whose rows are read together
 DIGITS = 6  # of a number that is written
 LINES: dict[Kind, tuple[tuple[str, ...], int, float]] = {  # what the columns of lines hold, and the least and most of them
     "classification": (("sentence1", "sentence2"), 1, 2),
@@ -173,7 +173,7 @@ class Predictor:
     def _run(self, rows: Rows, decode: Callable[[Tensor, Sequence[int]], Sequence[Any]]) -> list[Any]:
         """Return what is decoded from the logits of each row, in order."""
         found: dict[int, Any] = {}
-        for places in rows.by_length(self.batch, range(len(rows))):
+        for places in rows.in_order(self.batch):
             with self.opened.running():
                 logits = self._logits(rows.batch(places).to(self.opened.device), rows.options)
             found |= zip(places, decode(logits.float().cpu(), places), strict=True)

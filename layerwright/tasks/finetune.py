@@ -187,7 +187,7 @@ class _Run:
             learned=measured.learned,
             loss=statistics.fmean(losses[-len(epochs[0]) :]),
             padding=self.train.padding([places for batches in epochs for places in batches]),
-            padding_scored=self.scored["valid"].padding(self._scoring(self.scored["valid"])),
+            padding_scored=self.scored["valid"].padding(self.scored["valid"].in_order(settings.batch)),
             seconds=time.monotonic() - began,
             also=self._predict_others(objective, form, folder),
             config=json.loads(json.dumps(form.config())),  # as it comes back from result.json
@@ -206,16 +206,13 @@ class _Run:
             objective.head.get_submodule("hidden").load_state_dict(self.start.hidden)
         return objective.to(self.machine.device)
 
-    def _scoring(self, rows: Rows) -> list[Sequence[int]]:
-        return rows.by_length(self.settings.batch, range(len(rows)))
-
     @torch.no_grad()
     def _decode(self, objective: HeadObjective, rows: Rows) -> list[Any]:
         """Send examples through the model."""
         objective.eval()
         device, precision = self.machine.device, self.settings.precision
         decoded: list[Any] = [None] * len(rows)
-        for places in self._scoring(rows):
+        for places in rows.in_order(self.settings.batch):
             with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
                 logits = objective.predict(rows.batch(places).to(device)).cpu()
             for place, found in zip(places, self.form.decode(logits, rows, places), strict=True):

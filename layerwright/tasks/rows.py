@@ -1,4 +1,4 @@
-"""Turn texts into batches of rows of tokens: drawn, to learn from; of about one length each, where nothing is learned.
+"""Turn texts into batches of rows of tokens, in an order drawn to learn from, and as they come where nothing is learned.
 
 The batches of an epoch are a pure function of the seed and the epoch.
 """
@@ -86,9 +86,9 @@ class Rows:
         count = len(self)
         return cut(Random(f"{seed}/{epoch}").sample(range(count), count), size)
 
-    def by_length(self, size: int, places: Sequence[int]) -> list[Sequence[int]]:
-        """Return some examples in batches, the shortest first."""
-        return cut(sorted(places, key=self.length), size)
+    def in_order(self, size: int) -> list[Sequence[int]]:
+        """Return all examples in batches, as they come: packed, rows of many lengths leave less padding than of about one."""
+        return cut(range(len(self)), size)
 
     def padding(self, batches: Sequence[Sequence[int]]) -> float:
         """Return the share of padding among the tokens that are computed for some batches, packed where that pays."""
