@@ -67,6 +67,7 @@ SIDES = {
     "transformers' ConvBERT, compiled": ("convbert-small", "compiled"),
     "lv-bert-small": ("lv-bert-small", "ours"),
     "supernet, the path lv-bert-small": ("lv-bert-small", "supernet"),
+    "autobert-zero-read-small": ("autobert-zero-read-small", "ours"),
     "bert-base": ("bert-base", "ours"),
     "transformers' BERT, eager": ("bert-base", "eager"),
     "transformers' BERT, compiled": ("bert-base", "compiled"),
@@ -84,7 +85,7 @@ def stepper(model: str, how: str) -> tuple[nn.Module, Callable[[], float]]:
             keep_memory()
         peer = Peer(model) if model in FAMILIES else MaskedPeer()
         run = torch.compile(peer) if how == "compiled" else peer
-        return peer, partial(_peer_step, run, make_optimizer(peer, PLAN), stream)
+        return peer, partial(_peer_step, run, usual_optimizer(peer), stream)
     if model == "bert-base":
         return train_side(masked_objective(), stream)
     arch = presets.architecture(model)
@@ -96,6 +97,15 @@ def stepper(model: str, how: str) -> tuple[nn.Module, Callable[[], float]]:
         paths = (path for number in range(10**9) for path in (space.sample(Random(number)), arch))
         stream = (replace(batch, arch=path) for batch, path in zip(stream, paths, strict=False))
     return train_side(objective(net, model if model in FAMILIES else "electra-small"), stream, skip=int(how == "supernet"))
+
+
+def usual_optimizer(peer: nn.Module) -> torch.optim.AdamW:
+    """Return PyTorch's fused AdamW, as transformers' Trainer takes it, with its moments made already, like ours."""
+    ours = make_optimizer(peer, PLAN)
+    groups = [{name: group[name] for name in ("params", "weight_decay")} for group in ours.param_groups]
+    theirs = torch.optim.AdamW(groups, lr=PLAN.rate, betas=PLAN.betas, eps=PLAN.epsilon, fused=True)
+    theirs.state.update(ours.state)
+    return theirs
 
 
 def train_side(ours: nn.Module, stream: Iterable[Batch], skip: int = 0) -> tuple[nn.Module, Callable[[], float]]:
