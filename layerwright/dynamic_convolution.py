@@ -1,7 +1,8 @@
 """Dynamic convolution as one operator, `layerwright::convolve`: one node of a compiled graph, one pass on a CUDA device.
 
 It keeps nothing for its backward pass, itself an operator, but its inputs: the softmax is worked out again.  On CPU the passes
-of `fused` run, on CUDA, where the package triton is installed, the kernels of `triton_convolution`; elsewhere shifted sums.
+of `fused_convolution` run; on CUDA, where the package triton is installed, the kernels of `triton_convolution`; elsewhere
+shifted sums.
 """
 
 from functools import cache, partial
@@ -14,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
-from . import fused, kernels, native
+from . import fused_convolution, kernels, native
 
 DEVICES = ("CPU", "CUDA")  # under whose autocast the operator runs in that precision
 
@@ -24,7 +25,7 @@ def mix(x: Tensor, logits: Tensor, near: Tensor | None) -> Tensor:
     if torch.compiler.is_compiling():
         return (expression if torch.compiler.is_exporting() else convolve)(x, logits, near)
     if kernels.fast(x):
-        return fused.convolve(x, logits, near)
+        return fused_convolution.convolve(x, logits, near)
     tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
     if _compiles(x) and not tracing and not kernels._plain.get():
         return torch.as_tensor(_Quick.apply(x, logits, near))  # type: ignore[no-untyped-call]
@@ -50,7 +51,7 @@ def convolve(x: Tensor, logits: Tensor, near: Tensor | None) -> Tensor:
     if _compiles(x):
         return torch.as_tensor(_triton().forward(x, logits, near))
     with torch.no_grad():
-        return (fused.convolve if x.device.type == "cpu" else expression)(x, logits, near).contiguous()
+        return (fused_convolution.convolve if x.device.type == "cpu" else expression)(x, logits, near).contiguous()
 
 
 @torch.library.custom_op("layerwright::convolve_backward", mutates_args=())
@@ -109,8 +110,8 @@ def _passes(grad: Tensor, x: Tensor, logits: Tensor, near: Tensor | None) -> tup
     near = None if near is None else near.contiguous()
     dx, dlogits, sizes = torch.empty_like(x), torch.empty_like(logits), (rows, length, heads, x.shape[-1] // heads, taps)
     native.call("softmax_of_taps", x, logits, weights, rows * length * heads, taps)
-    native.call("convolve", x, grad, weights, near, dx, *sizes, grad.stride(1), 1)
-    native.call("convolve_logits", x, grad, x, weights, near, dlogits, *sizes, x.stride(1))
+    native.call("convolve", x, grad, weights, near, dx, *sizes, grad.stride(1), dx.stride(1), 1)
+    native.call("convolve_logits", x, grad, x, weights, near, dlogits, *sizes, grad.stride(1), x.stride(1))
     return dx, dlogits
 
 

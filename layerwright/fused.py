@@ -7,7 +7,7 @@ came to.  Where `native` does not serve, the forms of `kernels` run.
 
 from collections.abc import Callable, Sequence
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -35,7 +35,7 @@ def project(x: Tensor, *maps: nn.Module) -> tuple[Tensor, ...]:
         rows = x.reshape(-1, x.shape[-1])
         pairs = zip(weights, biases, strict=True)
         return tuple(linear(rows, w.to(x.dtype), b.to(x.dtype)).view(*x.shape[:-1], -1) for w, b in pairs)
-    found = _run(_Project, x, len(maps), *weights, *biases)
+    found = run(_Project, x, len(maps), *weights, *biases)
     return found if isinstance(found, tuple) else (found,)
 
 
@@ -55,7 +55,7 @@ def feed_forward(x: Tensor, up: nn.Module, out: nn.Module) -> Tensor:
     x = kernels.lower(x)
     if not ready(x, up, out):
         return torch.as_tensor(out(F.gelu(up(x))))
-    return torch.as_tensor(_run(_FeedForward, x, up.weight, up.bias, out.weight, out.bias))
+    return torch.as_tensor(run(_FeedForward, x, up.weight, up.bias, out.weight, out.bias))
 
 
 def add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
@@ -63,7 +63,7 @@ def add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
     x, level = x.to(y.dtype), kernels.dropping(p)
     if level is None or x.shape != y.shape or not ready(y):
         return kernels.add_norm(x, y, norm, p)
-    return torch.as_tensor(_run(_AddNorm, x, y, norm.weight, norm.bias, norm.eps, level))
+    return torch.as_tensor(run(_AddNorm, x, y, norm.weight, norm.bias, norm.eps, level))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int, visible: Tensor | None, p: float) -> Tensor:
@@ -75,7 +75,7 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int, visible: Te
     alike = visible is None or (visible.shape[1] == 1 and visible.shape[3] == key.shape[1])
     if level is None or not alike or not ready(query) or kernels.scaled(query, level):
         return kernels.attend(query, key, value, heads=heads, visible=visible, p=p)
-    return torch.as_tensor(_run(_Attend, query, key, value, heads, visible, level))
+    return torch.as_tensor(run(_Attend, query, key, value, heads, visible, level))
 
 
 def surprise(x: Tensor, matrix: Tensor, bias: Tensor, targets: Tensor, chance: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -86,31 +86,8 @@ def surprise(x: Tensor, matrix: Tensor, bias: Tensor, targets: Tensor, chance: T
     x, matrix = kernels.lower(x), kernels.lower(matrix)
     if not ready(x):
         return kernels.surprise(x, matrix, bias, targets, chance)
-    nats, tokens = _run(_Surprise, x, matrix, bias, targets, chance)
+    nats, tokens = run(_Surprise, x, matrix, bias, targets, chance)
     return nats, tokens
-
-
-def convolve(x: Tensor, logits: Tensor, near: Tensor | None) -> Tensor:
-    """Mix each token's K neighbours by its own softmax weights: x [B, L, H*E], logits [B, L, H, K] -> [B, L, H*E].
-
-    near: bool [B, L, K], which neighbours count.
-    """
-    if not ready(x):
-        return kernels.convolve(x, logits, near)
-    # Tokens one behind the other, but perhaps with something else between them.
-    even = x if x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1) else x.contiguous()
-    near = None if near is None else near.contiguous()
-    return torch.as_tensor(_run(_Convolve, even, logits.to(x.dtype).contiguous(), near))
-
-
-def depthwise(x: Tensor, weight: Tensor, near: Tensor | None) -> Tensor:
-    """Convolve each channel with its own kernel: x [B, L, D], weight [D, 1, K] -> [B, L, D].
-
-    near: bool [B, L, K], which neighbours count; only where a tensor is `ready`.
-    """
-    if not ready(x):
-        return kernels.depthwise(x, weight)
-    return torch.as_tensor(_run(_Depthwise, x.contiguous(), weight, None if near is None else near.contiguous()))
 
 
 def _bare(linear: nn.Module) -> bool:
@@ -118,15 +95,24 @@ def _bare(linear: nn.Module) -> bool:
     return type(linear) is nn.Linear and linear.bias is not None and not any(hooks)
 
 
-def _run(function: type[Function], *inputs: object) -> Any:
+def run(function: type[Function], *inputs: object) -> Any:
+    """Call a function that has a gradient of its own."""
     return function.apply(*inputs)
 
 
-def _seed() -> int:
-    return int(torch.randint(-(2**62), 2**62, ()))
+class Drops(NamedTuple):
+    """What dropout takes: of 256 values so many, by a hash of a seed."""
+
+    level: int
+    seed: int
+
+    @classmethod
+    def of(cls, level: int) -> "Drops":
+        """Draw a seed, where there is anything to drop."""
+        return cls(level, int(torch.randint(-(2**62), 2**62, ())) if level else 0)
 
 
-def _stacked(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+def stacked(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Return matrices one below the other, in another precision: cast and stacked in one pass."""
     if len(weights) == 1:
         return weights[0].detach().to(dtype)
@@ -155,14 +141,14 @@ def _small(weight: Tensor, bias: Tensor) -> bool:
     return answer.item() == 1
 
 
-def _sums(x: Tensor) -> Tensor:
+def sums(x: Tensor) -> Tensor:
     """Add up the rows of a matrix, in float32."""
     sums = torch.empty(x.shape[1])
     call("column_sums", x, x, sums, *x.shape)
     return sums
 
 
-def _lean(function: type[Function]) -> type[Function]:
+def lean(function: type[Function]) -> type[Function]:
     """Run both directions below autograd: of what they do it keeps no record, so that it need not look at each operation."""
     for name in ("forward", "backward"):
         setattr(function, name, staticmethod(_below(getattr(function, name))))
@@ -178,11 +164,11 @@ def _below(run: Callable[..., Any]) -> Callable[..., Any]:
     return below
 
 
-@_lean
+@lean
 class _Project(Function):
     @staticmethod
     def forward(ctx, x, count, *parameters):  # type: ignore[no-untyped-def]
-        weight, bias = (_stacked(part, x.dtype) for part in (parameters[:count], parameters[count:]))
+        weight, bias = (stacked(part, x.dtype) for part in (parameters[:count], parameters[count:]))
         rows = x.reshape(-1, x.shape[-1])
         ctx.save_for_backward(rows, weight)
         ctx.shape, ctx.sizes = x.shape, [len(part) for part in parameters[:count]]
@@ -198,11 +184,11 @@ class _Project(Function):
         dx = linear(grad, weight.t()).view(ctx.shape) if wanted[0] else None
         none = (None,) * count
         dweights = linear(grad.t(), rows.t()).split(ctx.sizes) if any(wanted[2 : 2 + count]) else none
-        dbiases = _sums(grad).split(ctx.sizes) if any(wanted[2 + count :]) else none
+        dbiases = sums(grad).split(ctx.sizes) if any(wanted[2 + count :]) else none
         return dx, None, *dweights, *dbiases
 
 
-@_lean
+@lean
 class _FeedForward(Function):
     @staticmethod
     def forward(ctx, x, up, up_bias, out, out_bias):  # type: ignore[no-untyped-def]
@@ -228,22 +214,21 @@ class _FeedForward(Function):
             dx[here] = linear(slope, narrow.t())
             more = [linear(slope.t(), rows[here].t()), dup_bias, linear(grad[here].t(), active.t())]
             found = [total.float().add_(part) for total, part in zip(found, more, strict=True)] if found else more
-        return dx.view(ctx.shape), *found, _sums(grad)
+        return dx.view(ctx.shape), *found, sums(grad)
 
 
-@_lean
+@lean
 class _AddNorm(Function):
     @staticmethod
     def forward(ctx, x, y, weight, bias, eps, level):  # type: ignore[no-untyped-def]
-        x, y, seed = x.contiguous(), y.contiguous(), _seed() if level else 0
+        x, y, ctx.drops = x.contiguous(), y.contiguous(), Drops.of(level)
         weight, bias = weight.detach().float(), bias.detach().float()
         out, (mean, scale) = torch.empty_like(y), torch.empty(2, y.numel() // y.shape[-1])
         # The next layer keeps the result too. What went into it can be found again unless the norm all but hides it.
         again = _small(weight, bias)
         total = None if again else torch.empty_like(y)
-        call("add_norm", y, x, y, weight, bias, out, total, mean, scale, len(mean), y.shape[-1], eps, level, seed)
+        call("add_norm", y, x, y, weight, bias, out, total, mean, scale, len(mean), y.shape[-1], eps, *ctx.drops)
         ctx.save_for_backward(out if again else total, weight, bias if again else None, mean, scale)
-        ctx.level, ctx.seed = level, seed
         return out
 
     @staticmethod
@@ -251,46 +236,59 @@ class _AddNorm(Function):
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         kept, weight, bias, mean, scale = ctx.saved_tensors
         dx = torch.empty_like(kept)
-        dy = torch.empty_like(kept) if ctx.level else dx
+        dy = torch.empty_like(kept) if ctx.drops.level else dx
         dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
-        sizes = len(mean), kept.shape[-1], ctx.level, ctx.seed
+        sizes = len(mean), kept.shape[-1], *ctx.drops
         call("add_norm_backward", dx, grad.contiguous(), kept, weight, bias, mean, scale, dx, dy, dweight, dbias, *sizes)
         return dx, dy, dweight, dbias, None, None
 
 
-@_lean
+def look(query: Tensor, key: Tensor, value: Tensor, to: Tensor, *, heads: int, visible: Tensor | None, drops: Drops) -> Tensor:
+    """Attend, write what comes out [B, L, H*E] into a tensor, and return the weights [B*H, L, L] before dropout."""
+    q, k, v = (_split(x, heads) for x in (query, key, value))
+    weights = kernels.product(q, k.transpose(1, 2), q.shape[-1] ** -0.5)
+    dropped = torch.empty_like(weights) if drops.level else weights
+    length, wide = weights.shape[1:]
+    steps = (0, 0)
+    if visible is not None:
+        visible = visible.contiguous()
+        steps = (visible[0].numel() if len(visible) > 1 else 0, wide if visible.shape[2] > 1 else 0)
+    call("softmax", weights, weights, dropped, visible, weights.numel() // wide, wide, heads, length, *steps, *drops)
+    _merged(torch.bmm(dropped, v), to)
+    return weights
+
+
+def looked(grad: Tensor, inputs: Sequence[Tensor], weights: Tensor, to: Sequence[Tensor], *, heads: int, drops: Drops) -> None:
+    """Write the slopes of query, key and value into tensors, given that of what came out."""
+    q, k, v, g = (_split(x, heads) for x in (*inputs, grad))
+    small = q.shape[-1] ** -0.5
+    slope, dropped = torch.bmm(g, v.transpose(1, 2)), torch.empty_like(weights) if drops.level else weights
+    call("softmax_backward", g, slope, weights, dropped, weights[..., 0].numel(), weights.shape[2], *drops)
+    dq, dk = kernels.product(slope, k, small), kernels.product(slope.transpose(1, 2), q, small)
+    for found, place in zip((dq, dk, torch.bmm(dropped.transpose(1, 2), g)), to, strict=True):
+        _merged(found, place)
+
+
+@lean
 class _Attend(Function):
     @staticmethod
     def forward(ctx, query, key, value, heads, visible, level):  # type: ignore[no-untyped-def]
-        q, k, v = (_split(x, heads) for x in (query, key, value))
-        weights = kernels.product(q, k.transpose(1, 2), q.shape[-1] ** -0.5)
-        dropped = torch.empty_like(weights) if level else weights
-        seed, length, wide = _seed() if level else 0, *weights.shape[1:]
-        steps = (0, 0)
-        if visible is not None:
-            visible = visible.contiguous()
-            steps = (visible[0].numel() if len(visible) > 1 else 0, wide if visible.shape[2] > 1 else 0)
-        rows = weights.numel() // wide
-        call("softmax", weights, weights, dropped, visible, rows, wide, heads, length, *steps, level, seed)
+        ctx.heads, ctx.drops = heads, Drops.of(level)
+        mixed = torch.empty(*query.shape[:2], value.shape[2], dtype=value.dtype)
+        weights = look(query, key, value, mixed, heads=heads, visible=visible, drops=ctx.drops)
         # What came in, though it must be put in order once more: all of it is in memory anyway, as one product.
         ctx.save_for_backward(query, key, value, weights)
-        ctx.heads, ctx.level, ctx.seed = heads, level, seed
-        return _merged(torch.bmm(dropped, v), torch.empty(*query.shape[:2], heads * v.shape[2], dtype=v.dtype))
+        return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):  # type: ignore[no-untyped-def]
         *inputs, weights = ctx.saved_tensors
-        q, k, v, g = (_split(x, ctx.heads) for x in (*inputs, grad))
-        small = q.shape[-1] ** -0.5
-        slope, dropped = torch.bmm(g, v.transpose(1, 2)), torch.empty_like(weights) if ctx.level else weights
-        call("softmax_backward", g, slope, weights, dropped, weights[..., 0].numel(), weights.shape[2], ctx.level, ctx.seed)
-        dq, dk = kernels.product(slope, k, small), kernels.product(slope.transpose(1, 2), q, small)
-        found = dq, dk, torch.bmm(dropped.transpose(1, 2), g)
-        # Side by side, as the maps that gave query, key and value want them.
         sizes = [x.shape[2] for x in inputs]
-        together = torch.empty(*grad.shape[:2], sum(sizes), dtype=g.dtype).split(sizes, -1)
-        return *(_merged(x, to) for x, to in zip(found, together, strict=True)), None, None, None
+        # Side by side, as the maps that gave query, key and value want them.
+        slopes = torch.empty(*grad.shape[:2], sum(sizes), dtype=grad.dtype).split(sizes, -1)
+        looked(grad, inputs, weights, slopes, heads=ctx.heads, drops=ctx.drops)
+        return *slopes, None, None, None
 
 
 def _split(x: Tensor, heads: int) -> Tensor:
@@ -312,7 +310,7 @@ def _merged(apart: Tensor, to: Tensor) -> Tensor:
     return to
 
 
-@_lean
+@lean
 class _Surprise(Function):
     @staticmethod
     def forward(ctx, x, matrix, bias, targets, chance):  # type: ignore[no-untyped-def]
@@ -333,48 +331,3 @@ class _Surprise(Function):
     @once_differentiable
     def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
         return kernels.surprised(grad, *ctx.saved_tensors)
-
-
-@_lean
-class _Convolve(Function):
-    @staticmethod
-    def forward(ctx, x, logits, near):  # type: ignore[no-untyped-def]
-        weights, y = torch.empty(logits.shape), torch.empty(x.shape, dtype=x.dtype)
-        call("softmax_of_taps", x, logits, weights, weights[..., 0].numel(), weights.shape[-1])
-        call("convolve", x, x, weights, near, y, *_sizes(x, weights), x.stride(1), 0)
-        ctx.save_for_backward(x, weights, near)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        x, weights, near = ctx.saved_tensors
-        grad, sizes = grad.contiguous(), _sizes(x, weights)
-        dx, dlogits = torch.empty_like(grad), torch.empty(weights.shape, dtype=x.dtype)
-        call("convolve", x, grad, weights, near, dx, *sizes, grad.stride(1), 1)
-        call("convolve_logits", x, grad, x, weights, near, dlogits, *sizes, x.stride(1))
-        return dx, dlogits, None
-
-
-def _sizes(x: Tensor, weights: Tensor) -> tuple[int, ...]:
-    rows, length, heads, kernel = weights.shape
-    return rows, length, heads, x.shape[-1] // heads, kernel
-
-
-@_lean
-class _Depthwise(Function):
-    @staticmethod
-    def forward(ctx, x, weight, near):  # type: ignore[no-untyped-def]
-        taps, y = weight.detach()[:, 0].t().float().contiguous(), torch.empty_like(x)
-        ctx.save_for_backward(x, taps, near)
-        call("depthwise", x, x, taps, near, y, *x.shape, len(taps), 0)
-        return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        x, taps, near = ctx.saved_tensors
-        grad, dx, dtaps = grad.contiguous(), torch.empty_like(x), torch.empty_like(taps)
-        call("depthwise", x, grad, taps, near, dx, *x.shape, len(taps), 1)
-        call("depthwise_taps", x, x, grad, near, dtaps, *x.shape, len(taps))
-        return dx, dtaps.t()[:, None], None

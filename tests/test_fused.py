@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from layerwright import fused, kernels, native
+from layerwright import fused, fused_convolution, kernels, native
 from layerwright.architecture import Architecture
 from layerwright.backbone import Backbone
 from layerwright.kernels import plain
@@ -31,7 +31,8 @@ def counted(monkeypatch):
     """Which passes ran."""
     names: list[str] = []
     run = native.call
-    monkeypatch.setattr(fused, "call", lambda name, *rest: (names.append(name), run(name, *rest)))
+    for module in (fused, fused_convolution):
+        monkeypatch.setattr(module, "call", lambda name, *rest: (names.append(name), run(name, *rest)))
     return names
 
 
@@ -335,3 +336,41 @@ def test_half_precision_weights_train_too():
     net(torch.arange(40).view(2, 20)).float().square().sum().backward()
     assert all(parameter.grad.dtype == torch.bfloat16 for parameter in net.parameters() if parameter.grad is not None)
     assert kernels.fast(net.embed.token.weight)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(
+    "layer", ["mixed[heads=2]", "mixed[heads=4,ratio=4,kernel=5]", "mixed[heads=3,form=transformers]", "mixed[heads=1]"]
+)
+def test_mixed_attention_at_once(monkeypatch, layer, apart, dtype, tolerance):
+    monkeypatch.setattr(kernels, "scaled", lambda *_: False)  # in float32 without dropout, PyTorch's attention is as fast
+    torch.manual_seed(0)
+    arch = Architecture.parse(f"24: {layer}")
+    body = Backbone(arch, dropout=0.0).layers[0].body
+    with torch.no_grad():
+        for parameter in body.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.2)
+    context = Context(documents=torch.tensor([[0] * 5 + [1] * 8, [0] * 13]) if apart else None)
+    x = leaf(2, 13, 24, dtype=dtype)
+    assert body.at_once(x, context) is not None
+    # To the bias of keys a softmax is indifferent: its gradient is rounding alone.
+    weights = tuple(parameter for name, parameter in body.named_parameters() if name != "key.bias")
+    both_ways(lambda x: body(x, context), x, tolerance=tolerance, weights=weights)
+
+
+@needs_compiler
+def test_mixed_attention_is_composed_where_it_must_be():
+    body = Backbone(Architecture.parse("24: mixed[heads=2]"), dropout=0.0).layers[0].body
+    x = leaf(2, 13, 24, dtype=torch.float32)
+    assert body.at_once(x, Context(dropout=0.1)) is not None
+    assert body.at_once(x, Context()) is None, "PyTorch's own attention is as fast"
+    assert body.at_once(x, Context(dropout=0.1, mask=torch.ones(2, 13, dtype=torch.bool))) is None
+    assert body.at_once(x, Context(dropout=0.1, maps=[])) is None
+    with torch.no_grad():
+        assert body.at_once(x, Context(dropout=0.1)) is None
+    with plain():
+        assert body.at_once(x, Context(dropout=0.1)) is None
+    body.query.register_forward_hook(lambda *_: None)
+    assert body.at_once(x, Context(dropout=0.1)) is None

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import dynamic_convolution, fused, kernels
+from .. import dynamic_convolution, fused_convolution, kernels
 from ..errors import nearest
-from ..fused import project
+from ..fused import project, ready
 from ..registry import OptionError, layer
 from .attention import divide, look
 from .context import Context
@@ -138,6 +138,9 @@ class MixedAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
         """Map [B, L, D] to [B, L, D]."""
+        at_once = self.at_once(x, context)
+        if at_once is not None:
+            return at_once
         own = [] if self.conv_value is None else [self.conv_value]
         query, key, value, *values = project(x, self.query, self.key, self.value, *own)
         seen = look(query, key, value, heads=self.heads, context=context)
@@ -145,6 +148,15 @@ class MixedAttention(nn.Module):
         (logits,) = project(query * span, self.kernels)
         near = convolve(hide((*values, value)[0], context), logits.unflatten(-1, (self.heads, self.kernel)), context)
         return project(torch.cat([self.attn_out(seen), self.conv_out(near)], -1), self.out)[0]
+
+    def at_once(self, x: Tensor, context: Context) -> Tensor | None:
+        """Return the same by one function, where there is one for it."""
+        if self.conv_value is None or context.mask is not None or context.maps is not None or not torch.is_grad_enabled():
+            return None
+        linear = (self.query, self.key, self.value, self.conv_value, self.pointwise, self.kernels, self.out)
+        maps = fused_convolution.Maps(linear, self.depthwise)
+        near = context.neighbours(self.kernel)
+        return fused_convolution.mixed(x, maps, heads=self.heads, visible=context.visible(), near=near, p=context.dropout)
 
 
 def centred(kernel: int) -> None:
@@ -175,8 +187,8 @@ def depthwise(x: Tensor, weight: Tensor, context: Context) -> Tensor:
     """
     kernel = weight.shape[-1]
     near = context.neighbours(kernel)
-    if kernels.fast(x) and (near is None or fused.ready(x)):
-        return fused.depthwise(x, weight, near)
+    if kernels.fast(x) and (near is None or ready(x)):
+        return fused_convolution.depthwise(x, weight, near)
     if near is None:
         return F.conv1d(x.transpose(1, 2), weight, padding=kernel // 2, groups=weight.shape[0]).transpose(1, 2)
     half, length = kernel // 2, x.shape[1]

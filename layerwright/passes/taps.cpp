@@ -177,11 +177,10 @@ void softmax_of_taps(const T* __restrict logits, float* __restrict weights, int6
 
 // Dynamic convolution: y[b, l, h] = sum over k of weights[b, l, h, k] x[b, l + k - K / 2, h], where `near` says that a neighbour
 // counts (or is null); with `flip` each token gives instead of takes: the gradient of x.  A token of x lies `step` numbers
-// from the one before it, and one of y `width`.
+// from the one before it, and one of y `to_step`.
 template <class T>
 void convolve(const T* __restrict x, const float* __restrict weights, const uint8_t* __restrict near, T* __restrict y,
-              int64_t rows, int64_t length, int64_t heads, int64_t size, int64_t kernel, int64_t step, int64_t flip) {
-    const int64_t width = heads * size;
+              int64_t rows, int64_t length, int64_t heads, int64_t size, int64_t kernel, int64_t step, int64_t to_step, int64_t flip) {
 #pragma omp parallel for schedule(static)
     for (int64_t token = 0; token < rows * length; ++token) {
         const int64_t here = token % length, from = first(here, kernel), to = last(here, length, kernel);
@@ -194,7 +193,7 @@ void convolve(const T* __restrict x, const float* __restrict weights, const uint
                     const float weight = weights[(giver * heads + head) * kernel + tap];
                     sum.add(x + there * step + head * size + at, weight);
                 }
-                sum.put(y + token * width + head * size + at);
+                sum.put(y + token * to_step + head * size + at);
             });
     }
 }
@@ -203,8 +202,8 @@ void convolve(const T* __restrict x, const float* __restrict weights, const uint
 template <class T>
 void convolve_logits(const T* __restrict grad, const T* __restrict x, const float* __restrict weights,
                      const uint8_t* __restrict near, T* __restrict dlogits, int64_t rows, int64_t length, int64_t heads,
-                     int64_t size, int64_t kernel, int64_t step) {
-    const int64_t width = heads * size, room = (kernel + LANES - 1) / LANES * LANES;
+                     int64_t size, int64_t kernel, int64_t grad_step, int64_t step) {
+    const int64_t room = (kernel + LANES - 1) / LANES * LANES;
 #pragma omp parallel
     {
         std::vector<float> slopes(room);
@@ -213,7 +212,7 @@ void convolve_logits(const T* __restrict grad, const T* __restrict x, const floa
         for (int64_t token = 0; token < rows * length; ++token) {
             const int64_t here = token % length, from = first(here, kernel), to = last(here, length, kernel);
             for (int64_t head = 0; head < heads; ++head) {
-                const T* g = grad + token * width + head * size;
+                const T* g = grad + token * grad_step + head * size;
                 const T* mixed = x + (token - kernel / 2) * step + head * size;
                 const float* own = weights + (token * heads + head) * kernel;
                 const int64_t whole = std::min(size / LANES, MOST);

@@ -1,0 +1,173 @@
+"""The convolutions of `fused`, and all of ConvBERT's mixed attention as one function.
+
+Composed of smaller ones, mixed attention would spend as much time between them as in some: gradients of a query that three
+read are added up, parts are laid side by side, and each is a call from Python.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import Function, once_differentiable
+
+from . import kernels
+from .fused import Drops, lean, linear, look, looked, ready, run, stacked, sums
+from .native import call
+
+
+class Maps(NamedTuple):
+    """The maps of mixed attention: of query, key, both values, of the span's key, of the kernels, and of what comes out."""
+
+    linear: tuple[nn.Linear, ...]
+    depthwise: nn.Conv1d
+
+
+def convolve(x: Tensor, logits: Tensor, near: Tensor | None) -> Tensor:
+    """Mix each token's K neighbours by its own softmax weights: x [B, L, H*E], logits [B, L, H, K] -> [B, L, H*E].
+
+    near: bool [B, L, K], which neighbours count.
+    """
+    if not ready(x):
+        return kernels.convolve(x, logits, near)
+    # Tokens one behind the other, but perhaps with something else between them.
+    even = x if x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1) else x.contiguous()
+    near = None if near is None else near.contiguous()
+    return torch.as_tensor(run(_Convolve, even, logits.to(x.dtype).contiguous(), near))
+
+
+def depthwise(x: Tensor, weight: Tensor, near: Tensor | None) -> Tensor:
+    """Convolve each channel with its own kernel: x [B, L, D], weight [D, 1, K] -> [B, L, D].
+
+    near: bool [B, L, K], which neighbours count; only where a tensor is `ready`.
+    """
+    if not ready(x):
+        return kernels.depthwise(x, weight)
+    return torch.as_tensor(run(_Depthwise, x.contiguous(), weight, None if near is None else near.contiguous()))
+
+
+def slide(x: Tensor, logits: Tensor, near: Tensor | None, to: Tensor) -> Tensor:
+    """Convolve by softmax weights, write what comes out [B, L, H*E] into a tensor, and return the weights [B, L, H, K]."""
+    weights = torch.empty(logits.shape)
+    call("softmax_of_taps", x, logits, weights, weights[..., 0].numel(), weights.shape[-1])
+    call("convolve", x, x, weights, near, to, *_sizes(x, weights), x.stride(1), to.stride(1), 0)
+    return weights
+
+
+def slid(grad: Tensor, x: Tensor, weights: Tensor, near: Tensor | None, to: Tensor) -> Tensor:
+    """Write the slope of x into a tensor, given that of what came out, and return the slope of the logits."""
+    dlogits, sizes = torch.empty(weights.shape, dtype=x.dtype), _sizes(x, weights)
+    call("convolve", x, grad, weights, near, to, *sizes, grad.stride(1), to.stride(1), 1)
+    call("convolve_logits", x, grad, x, weights, near, dlogits, *sizes, grad.stride(1), x.stride(1))
+    return dlogits
+
+
+@lean
+class _Convolve(Function):
+    @staticmethod
+    def forward(ctx, x, logits, near):  # type: ignore[no-untyped-def]
+        y = torch.empty(x.shape, dtype=x.dtype)
+        ctx.save_for_backward(x, slide(x, logits, near, y), near)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, weights, near = ctx.saved_tensors
+        dx = torch.empty(x.shape, dtype=x.dtype)
+        return dx, slid(grad.contiguous(), x, weights, near, dx), None
+
+
+def _sizes(x: Tensor, weights: Tensor) -> tuple[int, ...]:
+    rows, length, heads, kernel = weights.shape
+    return rows, length, heads, x.shape[-1] // heads, kernel
+
+
+def separate(x: Tensor, weight: Tensor, near: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Convolve each channel of x, in one piece; return what comes out, and the taps [K, D]."""
+    taps, y = weight.detach()[:, 0].t().float().contiguous(), torch.empty_like(x)
+    call("depthwise", x, x, taps, near, y, *x.shape, len(taps), 0)
+    return y, taps
+
+
+def separated(grad: Tensor, x: Tensor, taps: Tensor, near: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the slopes of x and of the weight, given that of what came out, in one piece."""
+    dx, dtaps = torch.empty_like(x), torch.empty_like(taps)
+    call("depthwise", x, grad, taps, near, dx, *x.shape, len(taps), 1)
+    call("depthwise_taps", x, x, grad, near, dtaps, *x.shape, len(taps))
+    return dx, dtaps.t()[:, None]
+
+
+@lean
+class _Depthwise(Function):
+    @staticmethod
+    def forward(ctx, x, weight, near):  # type: ignore[no-untyped-def]
+        y, taps = separate(x, weight, near)
+        ctx.save_for_backward(x, taps, near)
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, taps, near = ctx.saved_tensors
+        return *separated(grad.contiguous(), x, taps, near), None
+
+
+def mixed(x: Tensor, maps: Maps, *, heads: int, visible: Tensor | None, near: Tensor | None, p: float) -> Tensor | None:
+    """Return what mixed attention makes of x [B, L, D], or None where it has to be composed.
+
+    visible: bool, as `fused.attend` takes it; near: bool [B, L, K]; p: dropout of the weights of attention.
+    """
+    x, level = kernels.lower(x), kernels.dropping(p)
+    alike = visible is None or (visible.shape[1] == 1 and visible.shape[3] == x.shape[1])
+    if level is None or not alike or x.dim() != 3 or not ready(x, *maps.linear) or kernels.scaled(x, level):
+        return None
+    parameters = [getattr(one, name) for one in maps.linear for name in ("weight", "bias")]
+    near = None if near is None else near.contiguous()
+    return torch.as_tensor(run(_Mixed, x.contiguous(), heads, visible, near, level, maps.depthwise.weight, *parameters))
+
+
+@lean
+class _Mixed(Function):
+    @staticmethod
+    def forward(ctx, x, heads, visible, near, level, depthwise, *parameters):  # type: ignore[no-untyped-def]
+        weights, biases, (rows, length) = parameters[::2], parameters[1::2], x.shape[:2]
+        flat, size = x.view(rows * length, -1), len(weights[0])
+        pointwise, narrow, out = (weight.detach().to(x.dtype) for weight in weights[4:])
+        whole = stacked(weights[:4], x.dtype)
+        four = linear(flat, whole, stacked(biases[:4], x.dtype)).view(rows, length, 4 * size)
+        query, key, value, own = four.split(size, -1)
+        span, taps = separate(x, depthwise, near)
+        span_key = linear(span.view_as(flat), pointwise, biases[4].to(x.dtype))
+        product = query.reshape(span_key.shape) * span_key
+        logits = linear(product, narrow, biases[5].to(x.dtype)).view(rows, length, heads, -1)
+        both, ctx.drops = torch.empty(rows, length, 2 * size, dtype=x.dtype), Drops.of(level)
+        attended, convolved = both.split(size, -1)
+        chances = look(query, key, value, attended, heads=heads, visible=visible, drops=ctx.drops)
+        kernel = slide(own, logits, near, convolved)
+        ctx.save_for_backward(x, whole, four, span, taps, pointwise, span_key, product, narrow, chances, kernel, both, out, near)
+        ctx.heads = heads
+        return linear(both.view(rows * length, -1), out, biases[6].to(x.dtype)).view(rows, length, -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        x, whole, four, span, taps, pointwise, span_key, product, narrow, chances, kernel, both, out, near = ctx.saved_tensors
+        size, count = span_key.shape[1], len(span_key)
+        grad, slopes = grad.reshape(count, -1), torch.empty_like(four)
+        query, key, value, own = four.split(size, -1)
+        dboth = linear(grad, out.t()).view(both.shape)
+        dattended, dconvolved = dboth.split(size, -1)
+        looked(dattended, (query, key, value), chances, slopes.split(size, -1)[:3], heads=ctx.heads, drops=ctx.drops)
+        dlogits = slid(dconvolved, own, kernel, near, slopes[..., 3 * size :]).view(count, -1)
+        dproduct = linear(dlogits, narrow.t())
+        flat = slopes.view(count, -1)
+        flat[:, :size].addcmul_(dproduct, span_key)
+        dspan_key = dproduct * query.reshape(count, size)
+        dspan = linear(dspan_key, pointwise.t()).view(x.shape)
+        dx, ddepthwise = separated(dspan, x, taps, near)
+        dx = torch.addmm(dx.view(count, -1), flat, whole).view(x.shape)
+        pairs = [(flat, x), (dspan_key, span), (dlogits, product), (grad, both)]
+        dweights = [linear(slope.t(), states.reshape(count, -1).t()) for slope, states in pairs]
+        dbiases = [sums(slope) for slope, _ in pairs]
+        found = [*dweights[0].split(size), *dweights[1:]], [*dbiases[0].split(size), *dbiases[1:]]
+        return dx, None, None, None, None, ddepthwise, *(one for pair in zip(*found, strict=True) for one in pair)
