@@ -16,6 +16,7 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast
 
 from layerwright import cli
 from layerwright.configuration import LayerwrightConfig
+from layerwright.dense import packing
 from layerwright.drawings import Cell, Heat
 from layerwright.errors import DataError
 from layerwright.handover import save_model
@@ -170,7 +171,7 @@ def test_the_suggested_command_makes_the_model_that_was_measured(model: str, cap
         order = tuple(layer for unit in wanted for layer in (2 * unit, 2 * unit + 1))
         edited = open_model(Path(f"{one.change}-{best.start}-{best.stop}"), list(FACES))
         for reading in readings(opened, rows, 4):
-            with opened.running():
+            with opened.running(), packing(False):
                 states = dict(final_states(opened, reading, [tuple(range(6)), order]))[1]
                 assert torch.equal(states, edited.model.backbone(reading.ids, reading.mask).last_hidden_state)
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from layerwright.architecture import Architecture
 from layerwright.configuration import LayerwrightConfig
+from layerwright.dense import packing
 from layerwright.errors import DataError
 from layerwright.geometry import cosines, debiased_cka, uniformity
 from layerwright.handover import model_of, save_model
@@ -59,7 +60,7 @@ def test_a_sweep_gives_the_bits_of_each_edited_model_run_whole(arch: str, tmp_pa
     rows = read_rows(model, tmp_path / "text.txt", rows=6, length=16, seed=1)
     orders = list(dict.fromkeys(plan.orders()))
     for reading in readings(model, rows, 2):
-        with model.running():
+        with model.running(), packing(False):
             found = list(final_states(model, reading, orders))
             assert found[0][0] == 0
             assert sorted(place for place, _ in found) == list(range(len(orders)))
