@@ -5,8 +5,7 @@ less for the backward pass: nothing of dropout but a seed, one copy of what seve
 came to.  Where `native` does not serve, the forms of `kernels` run.
 """
 
-from collections.abc import Callable, Sequence
-from functools import wraps
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -149,19 +148,24 @@ def sums(x: Tensor) -> Tensor:
 
 
 def lean(function: type[Function]) -> type[Function]:
-    """Run both directions below autograd: of what they do it keeps no record, so that it need not look at each operation."""
-    for name in ("forward", "backward"):
-        setattr(function, name, staticmethod(_below(getattr(function, name))))
-    return function
+    """Run both directions below autograd: of what they do it keeps no record, so that it need not look at each operation.
 
+    What was saved is an argument of `backward`, taken out before: to get it may mean to compute it again (checkpointing).
+    """
+    forward, backward = function.forward, function.backward
 
-def _below(run: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(run)
-    def below(*inputs: Any) -> Any:
+    def run_forward(*inputs: Any) -> Any:
         with torch._C._AutoDispatchBelowAutograd():
-            return run(*inputs)
+            return forward(*inputs)
 
-    return below
+    def run_backward(ctx: Any, *grads: Any) -> Any:
+        saved = ctx.saved_tensors
+        with torch._C._AutoDispatchBelowAutograd():
+            return backward(ctx, saved, *grads)
+
+    setattr(function, "forward", staticmethod(run_forward))  # noqa: B010
+    setattr(function, "backward", staticmethod(run_backward))  # noqa: B010
+    return function
 
 
 @lean
@@ -177,8 +181,8 @@ class _Project(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, *grads):  # type: ignore[no-untyped-def]
-        rows, weight = ctx.saved_tensors
+    def backward(ctx, saved, *grads):  # type: ignore[no-untyped-def]
+        rows, weight = saved
         wanted, count = ctx.needs_input_grad, len(ctx.sizes)
         grad = _joined(grads).reshape(len(rows), -1)
         dx = linear(grad, weight.t()).view(ctx.shape) if wanted[0] else None
@@ -202,8 +206,8 @@ class _FeedForward(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        rows, narrow, up_bias, wide, inner = ctx.saved_tensors
+    def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
+        rows, narrow, up_bias, wide, inner = saved
         grad, dx = grad.reshape(len(rows), -1), torch.empty_like(rows)
         found: list[Tensor] = []
         some = max(1, CHUNK // inner.shape[1])
@@ -233,8 +237,8 @@ class _AddNorm(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        kept, weight, bias, mean, scale = ctx.saved_tensors
+    def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
+        kept, weight, bias, mean, scale = saved
         dx = torch.empty_like(kept)
         dy = torch.empty_like(kept) if ctx.drops.level else dx
         dweight, dbias = torch.empty_like(weight), torch.empty_like(weight)
@@ -282,8 +286,8 @@ class _Attend(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        *inputs, weights = ctx.saved_tensors
+    def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
+        *inputs, weights = saved
         sizes = [x.shape[2] for x in inputs]
         # Side by side, as the maps that gave query, key and value want them.
         slopes = torch.empty(*grad.shape[:2], sum(sizes), dtype=grad.dtype).split(sizes, -1)
@@ -329,5 +333,5 @@ class _Surprise(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad, _):  # type: ignore[no-untyped-def]
-        return kernels.surprised(grad, *ctx.saved_tensors)
+    def backward(ctx, saved, grad, _):  # type: ignore[no-untyped-def]
+        return kernels.surprised(grad, *saved)

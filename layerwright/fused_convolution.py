@@ -71,8 +71,8 @@ class _Convolve(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        x, weights, near = ctx.saved_tensors
+    def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
+        x, weights, near = saved
         dx = torch.empty(x.shape, dtype=x.dtype)
         return dx, slid(grad.contiguous(), x, weights, near, dx), None
 
@@ -107,8 +107,8 @@ class _Depthwise(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        x, taps, near = ctx.saved_tensors
+    def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
+        x, taps, near = saved
         return *separated(grad.contiguous(), x, taps, near), None
 
 
@@ -150,8 +150,8 @@ class _Mixed(Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        x, whole, four, span, taps, pointwise, span_key, product, narrow, chances, kernel, both, out, near = ctx.saved_tensors
+    def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
+        x, whole, four, span, taps, pointwise, span_key, product, narrow, chances, kernel, both, out, near = saved
         size, count = span_key.shape[1], len(span_key)
         grad, slopes = grad.reshape(count, -1), torch.empty_like(four)
         query, key, value, own = four.split(size, -1)

@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from layerwright import fused, fused_convolution, kernels, native
 from layerwright.architecture import Architecture
@@ -24,6 +25,9 @@ CONTEXTS = [Context(), Context(MASK), Context(None, DOCUMENTS), Context(MASK, DO
 @pytest.fixture(autouse=True)
 def seed():
     torch.manual_seed(0)
+
+
+MASK_OF_TWO = torch.tensor([[True] * 7, [True] * 4 + [False] * 3])
 
 
 @pytest.fixture
@@ -374,3 +378,18 @@ def test_mixed_attention_is_composed_where_it_must_be():
         assert body.at_once(x, Context(dropout=0.1)) is None
     body.query.register_forward_hook(lambda *_: None)
     assert body.at_once(x, Context(dropout=0.1)) is None
+
+
+@pytest.mark.parametrize("mask", [None, MASK_OF_TWO])
+@pytest.mark.parametrize("layer", ["attn", "ffn", "conv", "sdconv", "mixed[heads=2]", "lightconv", "formula"])
+def test_states_that_are_computed_again_have_the_same_gradients(layer, mask):
+    torch.manual_seed(0)
+    net = Backbone(Architecture.parse(f"16: {layer}"))
+    x, found = leaf(2, 7, 16), []
+    for again in (False, True):
+        torch.manual_seed(1)
+        context = Context(mask, dropout=0.1)
+        y = checkpoint(net.layers[0], x, context, use_reentrant=False) if again else net.layers[0](x, context)
+        found.append(torch.autograd.grad(y.square().sum(), [x, *net.layers.parameters()]))
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
