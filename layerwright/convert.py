@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 import transformers
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, StrictDataclassError
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -166,8 +166,8 @@ def read_own(given: Source) -> tuple[str, LayerwrightConfig]:
     """
     try:
         config = LayerwrightConfig.from_dict(given.settings)
-    except (TypeError, AttributeError) as error:  # what transformers makes of fields that are of another sort
-        raise ValueError(f"{given.name}: its config.json is no configuration: {error}") from None
+    except (TypeError, AttributeError, StrictDataclassError) as error:  # what becomes of fields that are of another sort
+        raise ValueError(f"{given.name}: its config.json is no configuration: {' '.join(str(error).split())}") from None
     classes = {face.model.__name__: key for key, face in FACES.items()}
     key, _ = _named(given.settings, classes, FACES["backbone"].model.__name__)
     return key, config
