@@ -83,13 +83,7 @@ def explored(settings: SearchSettings, corpus: Corpus, out: Path, seeds: int) ->
         for seed in range(seeds):
             for name, strategy in STRATEGIES.items():
                 history = History(storage, f"{name}, seed {seed}", space, {"space": space.explicit()})
-                for _ in explore(
-                    history,
-                    strategy,
-                    lambda arch: population.score(arch)["accuracy"],
-                    trials=settings.trials,
-                    seed=f"{name}/{seed}",
-                ):
+                for _ in explore(history, strategy, score, trials=settings.trials, seed=f"{name}/{seed}"):
                     pass
                 found[name].append(history.trials[: settings.trials])
     return found

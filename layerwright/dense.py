@@ -68,11 +68,10 @@ def packed(mask: Tensor | None) -> Packed | None:
     lengths = mask.sum(1)
     places = torch.arange(mask.shape[1], device=mask.device)
     sizes = lengths.tolist()
-    if sum(sizes) > PAYS * mask.numel() or not torch.equal(mask, places < lengths[:, None]):
+    found = _paying(sizes, mask.numel())
+    if found is None or not torch.equal(mask, places < lengths[:, None]):
         return None
-    begins, rows, width = filled(sizes)
-    if rows * width > PAYS * mask.numel() or not width:
-        return None
+    begins, rows, width = found
     back = (torch.tensor(begins, device=mask.device)[:, None] + places) * mask
     numbers = torch.arange(len(mask), device=mask.device)[:, None]
     documents = torch.full((rows * width,), -1, device=mask.device)
@@ -116,5 +115,13 @@ def _filled(sizes: Sequence[int], count: int, width: int) -> tuple[list[int], in
 def computed(sizes: Sequence[int]) -> int:
     """Return how many tokens are computed for a batch of rows of these lengths inside `packing`."""
     padded = max(sizes) * len(sizes)
-    _, rows, width = filled(sizes)
-    return rows * width if sum(sizes) <= PAYS * padded and rows * width <= PAYS * padded else padded
+    found = _paying(sizes, padded)
+    return padded if found is None else found[1] * found[2]
+
+
+def _paying(sizes: Sequence[int], padded: int) -> tuple[list[int], int, int] | None:
+    """Return what `filled` does, or None where that leaves nearly as many tokens as padding does, or none at all."""
+    if not 0 < sum(sizes) <= PAYS * padded:
+        return None
+    found = filled(sizes)
+    return found if found[1] * found[2] <= PAYS * padded else None

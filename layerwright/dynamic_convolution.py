@@ -105,14 +105,9 @@ def _shifted(x: Tensor, logits: Tensor) -> list[Tensor]:
 
 
 def _passes(grad: Tensor, x: Tensor, logits: Tensor, near: Tensor | None) -> tuple[Tensor, Tensor]:
-    (rows, length, heads, taps), weights = logits.shape, torch.empty(logits.shape)
-    grad, x, logits = grad.contiguous(), x.contiguous(), logits.to(x.dtype).contiguous()
-    near = None if near is None else near.contiguous()
-    dx, dlogits, sizes = torch.empty_like(x), torch.empty_like(logits), (rows, length, heads, x.shape[-1] // heads, taps)
-    native.call("softmax_of_taps", x, logits, weights, rows * length * heads, taps)
-    native.call("convolve", x, grad, weights, near, dx, *sizes, grad.stride(1), dx.stride(1), 1)
-    native.call("convolve_logits", x, grad, x, weights, near, dlogits, *sizes, grad.stride(1), x.stride(1))
-    return dx, dlogits
+    grad, x, dx = grad.contiguous(), x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
+    weights = fused_convolution.shares(x, logits.to(x.dtype).contiguous())
+    return dx, fused_convolution.slid(grad, x, weights, None if near is None else near.contiguous(), dx)
 
 
 def _sums(grad: Tensor, x: Tensor, logits: Tensor, near: Tensor | None) -> tuple[Tensor, Tensor]:

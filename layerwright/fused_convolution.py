@@ -45,10 +45,16 @@ def depthwise(x: Tensor, weight: Tensor, near: Tensor | None) -> Tensor:
     return torch.as_tensor(run(_Depthwise, x.contiguous(), weight, None if near is None else near.contiguous()))
 
 
-def slide(x: Tensor, logits: Tensor, near: Tensor | None, to: Tensor) -> Tensor:
-    """Convolve by softmax weights, write what comes out [B, L, H*E] into a tensor, and return the weights [B, L, H, K]."""
+def shares(x: Tensor, logits: Tensor) -> Tensor:
+    """Return the softmax over taps of logits [B, L, H, K] of the precision of x, in float32."""
     weights = torch.empty(logits.shape)
     call("softmax_of_taps", x, logits, weights, weights[..., 0].numel(), weights.shape[-1])
+    return weights
+
+
+def slide(x: Tensor, logits: Tensor, near: Tensor | None, to: Tensor) -> Tensor:
+    """Convolve by softmax weights, write what comes out [B, L, H*E] into a tensor, and return the weights [B, L, H, K]."""
+    weights = shares(x, logits)
     call("convolve", x, x, weights, near, to, *_sizes(x, weights), x.stride(1), to.stride(1), 0)
     return weights
 
