@@ -70,9 +70,8 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int, visible: Te
 
     visible: bool, broadcast to [B, H, L, L], true where a token (third) sees another (fourth).  p: dropout of the weights.
     """
-    level = kernels.dropping(p)
-    alike = visible is None or (visible.shape[1] == 1 and visible.shape[3] == key.shape[1])
-    if level is None or not alike or not ready(query) or kernels.scaled(query, level):
+    level = looking(query, key.shape[1], visible, p)
+    if level is None:
         return kernels.attend(query, key, value, heads=heads, visible=visible, p=p)
     return torch.as_tensor(run(_Attend, query, key, value, heads, visible, level))
 
@@ -245,6 +244,13 @@ class _AddNorm(Function):
         sizes = len(mean), kept.shape[-1], *ctx.drops
         call("add_norm_backward", dx, grad.contiguous(), kept, weight, bias, mean, scale, dx, dy, dweight, dbias, *sizes)
         return dx, dy, dweight, dbias, None, None
+
+
+def looking(query: Tensor, length: int, visible: Tensor | None, p: float) -> int | None:
+    """Return the steps of dropout with which `look` serves, over so many tokens; None where it does not."""
+    level = kernels.dropping(p)
+    alike = visible is None or (visible.shape[1] == 1 and visible.shape[3] == length)
+    return None if level is None or not alike or not ready(query) or kernels.scaled(query, level) else level
 
 
 def look(query: Tensor, key: Tensor, value: Tensor, to: Tensor, *, heads: int, visible: Tensor | None, drops: Drops) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
 from . import kernels
-from .fused import Drops, lean, linear, look, looked, ready, run, stacked, sums
+from .fused import Drops, lean, linear, look, looked, looking, ready, run, stacked, sums
 from .native import call
 
 
@@ -123,9 +123,9 @@ def mixed(x: Tensor, maps: Maps, *, heads: int, visible: Tensor | None, near: Te
 
     visible: bool, as `fused.attend` takes it; near: bool [B, L, K]; p: dropout of the weights of attention.
     """
-    x, level = kernels.lower(x), kernels.dropping(p)
-    alike = visible is None or (visible.shape[1] == 1 and visible.shape[3] == x.shape[1])
-    if level is None or not alike or x.dim() != 3 or not ready(x, *maps.linear) or kernels.scaled(x, level):
+    x = kernels.lower(x)
+    level = looking(x, x.shape[1], visible, p)
+    if level is None or not ready(x, *maps.linear):
         return None
     parameters = [getattr(one, name) for one in maps.linear for name in ("weight", "bias")]
     near = None if near is None else near.contiguous()
