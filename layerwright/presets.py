@@ -27,6 +27,8 @@ _FORMULAS = (
 _CONVOLVED = [f"lightconv[kernel={kernel}] ffn" for kernel in _KERNELS]
 _ATTENDED = [f"formula[text={formula}] ffn" for formula in _FORMULAS]
 _FOUND = " ".join(f"{one} {other}" for one, other in zip(_CONVOLVED, _ATTENDED, strict=True))
+_ATTENTION_ONLY = " ".join(f"2x({one})" for one in _ATTENDED)
+_CONVOLUTION_ONLY = " ".join(f"2x({one})" for one in _CONVOLVED)
 
 PRESETS = {
     "debug": "32 embed=16 vocab=1024 positions=128: conv attn ffn attn ffn",
@@ -45,8 +47,10 @@ PRESETS = {
     "2xattn ffn attn",
     "autobert-zero-read": f"768: {_FOUND}",
     "autobert-zero-read-small": f"256 embed=128: {_FOUND}",
-    "autobert-zero-ours-att": "768: " + " ".join(f"2x({one})" for one in _ATTENDED),
-    "autobert-zero-ours-conv": "768: " + " ".join(f"2x({one})" for one in _CONVOLVED),
+    "autobert-zero-ours-att": f"768: {_ATTENTION_ONLY}",
+    "autobert-zero-ours-att-small": f"256 embed=128: {_ATTENTION_ONLY}",
+    "autobert-zero-ours-conv": f"768: {_CONVOLUTION_ONLY}",
+    "autobert-zero-ours-conv-small": f"256 embed=128: {_CONVOLUTION_ONLY}",
 }
 
 # Width of the generator, as a share of the encoder's, where it is not a quarter (Clark et al. 2020, Jiang et al. 2020).

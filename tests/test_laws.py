@@ -307,7 +307,9 @@ COUNTS = {
     "autobert-zero-read": 102_986_856,
     "autobert-zero-read-small": 12_825_464,
     "autobert-zero-ours-att": 104_166_912,
+    "autobert-zero-ours-att-small": 12_956_672,
     "autobert-zero-ours-conv": 101_806_800,
+    "autobert-zero-ours-conv-small": 12_694_256,
 }
 # In millions, as Turc et al. (2019, table 1) print them: with the pooler and the masked-language-modelling head.
 PRINTED = {"bert-tiny": 4.4, "bert-mini": 11.3, "bert-small": 29.1, "bert-medium": 41.7, "bert-base": 110.1}

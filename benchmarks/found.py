@@ -1,0 +1,73 @@
+"""Train the networks that AutoBERT-Zero found, at the small size and in bf16, beside ELECTRA-small: does any diverge?
+
+    LAYERWRIGHT_DATA=... python -m benchmarks.found --out runs/found [--steps 1000] [--only NAME ...]
+
+Replaced-token detection on Wikipedia text, 32 rows of 128 tokens a step.  The same call goes on where it was.
+Leaves benchmarks/results/found.json and prints its table.
+"""
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from benchmarks.real_text import HERE, SHARDS
+from benchmarks.speed import machine
+from layerwright.console import table
+from layerwright.corpus import CorpusSettings, build
+from layerwright.pretrain import PretrainSettings, pretrain
+from layerwright.train import Plan
+
+NAMES = ("electra-small", "autobert-zero-read-small", "autobert-zero-ours-att-small", "autobert-zero-ours-conv-small")
+
+
+def main() -> None:
+    """Train what is missing, and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/found"))
+    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES)
+    parser.add_argument("--results", type=Path, default=HERE / "results" / "found.json")
+    chosen = parser.parse_args()
+    if "LAYERWRIGHT_DATA" not in os.environ:
+        raise SystemExit("LAYERWRIGHT_DATA names no folder: it should hold text/enwiki-2015/train-00-of-08.txt.gz and so on")
+    folder = Path(os.environ["LAYERWRIGHT_DATA"]) / "text" / "enwiki-2015"
+    corpus = build([str(folder / name) for name in SHARDS], chosen.out / "corpus", CorpusSettings(vocab=8192))
+    plan = Plan(steps=chosen.steps, rate=5e-4, warmup=0.1, precision="bf16")
+    for name in chosen.only:
+        settings = PretrainSettings(arch=name, corpus=corpus.folder, batch=32, length=128, plan=plan, evaluate_every=100)
+        # A loss, a gradient or a weight that is not finite ends this with an error.
+        pretrain(settings, chosen.out / name, label=name)
+    publish(chosen)
+
+
+def publish(chosen: argparse.Namespace) -> None:
+    """Write and print what came out of the trainings that are finished."""
+    found: dict[str, Any] = {}
+    for name in NAMES:
+        run = chosen.out / name
+        if not (run / "result.json").exists():
+            continue
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        scored = [line for line in lines if "held_out_loss" in line]
+        found[name] = {
+            "steps": lines[-1]["step"],
+            "first loss": lines[0]["loss"],
+            "last loss": lines[-1]["loss"],
+            "largest loss after warming up": max(line["loss"] for line in lines if line["step"] > chosen.steps // 10),
+            "largest norm after warming up": max(line["norm"] for line in lines if line["step"] > chosen.steps // 10),
+            "held-out loss": scored[-1]["held_out_loss"],
+            "best held-out loss": min(line["held_out_loss"] for line in scored),
+            "curve": [[line["step"], line["held_out_loss"]] for line in scored],
+            "seconds": lines[-1]["seconds"],
+        }
+    kept = {"machine": machine(), "precision": "bf16", "batch": 32, "length": 128, "rate": 5e-4, "networks": found}
+    chosen.results.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    columns = [name for name in next(iter(found.values())) if name != "curve"]
+    rows = [[name, *(f"{one[column]:,.6g}" for column in columns)] for name, one in found.items()]
+    table("1,000 steps in bf16" if chosen.steps == 1000 else f"{chosen.steps:,} steps in bf16", ["network", *columns], rows)
+
+
+if __name__ == "__main__":
+    main()
