@@ -61,6 +61,7 @@ def publish(chosen: argparse.Namespace) -> None:
             "best held-out loss": min(line["held_out_loss"] for line in scored),
             "curve": [[line["step"], line["held_out_loss"]] for line in scored],
             "seconds": lines[-1]["seconds"],
+            "share of time waiting for text": json.loads((run / "result.json").read_text(encoding="utf-8"))["waiting"],
         }
     kept = {"machine": machine(), "precision": "bf16", "batch": 32, "length": 128, "rate": 5e-4, "networks": found}
     chosen.results.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")

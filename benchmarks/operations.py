@@ -6,7 +6,8 @@ One supernet serves all.  Operation-Priority evolution, plain evolution and chan
 seeds; then the best of each strategy, plain attention, the best of a search over layers, and others over the ranking are trained
 from scratch.  --quick: a few of everything, to see it run.
 
-The same call goes on where it was.  Leaves benchmarks/results/operations.json and prints its tables.
+The same call goes on where it was.  Leaves benchmarks/results/operations.json and the picture operations.html, and prints
+its tables.
 """
 
 import argparse
@@ -16,13 +17,15 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from benchmarks.real_text import HERE, SHARDS, interval, named, summary
+from benchmarks.real_text import HERE, SHARDS, half_interval, interval, named, summary
 from benchmarks.speed import machine
 from layerwright import report
 from layerwright.architecture import Architecture
 from layerwright.candidates import ranked
 from layerwright.console import say, table
 from layerwright.corpus import Corpus, CorpusSettings, build
+from layerwright.drawings import Axis, Chart
+from layerwright.page import figure, legend, page, section
 from layerwright.population import Population
 from layerwright.pretrain import held_out, pretrain
 from layerwright.priorities import OperationPriority
@@ -37,6 +40,7 @@ STRATEGIES: dict[str, Strategy] = {
     "evolution": Evolution(),
     "random": at_random,
 }
+COLOURS = ("#0072b2", "#cc79a7", "#009e73", "#8a8a8a")
 LAYERS = "128 embed=64 vocab=8192: 2xconv 2xattn 2x(ffn conv)"  # found by real_text.py, at this depth and width
 QUICK = {"trials": 6, "spread": 1, "seeds": 1, "evaluate_rows": 64}
 
@@ -111,6 +115,7 @@ def publish(
     kept["best"] = {name: {"arch": str(trial.arch), "score": trial.score} for name, trial in best.items()}
     kept["summary"] = [summary(group, rows, found) for group in named(rows)]
     chosen.results.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+    chosen.results.with_suffix(".html").write_text(picture(curves, found), encoding="utf-8")
     table(
         f"best accuracy after {cost['candidates a search']} candidates, {chosen.seeds} seeds",
         ["strategy", "mean", "median", "each"],
@@ -125,6 +130,34 @@ def publish(
         say(f"Kendall's tau, {which}: {agreement}")
     for name, value in cost.items():
         say(f"{name}: {value:,.1f}")
+
+
+def picture(curves: dict[str, list[list[float]]], found: dict[str, Any]) -> str:
+    """Draw the best so far over candidates, a curve a strategy: means over seeds, and 95 % t-intervals at some places."""
+    most = len(next(iter(curves.values()))[0])
+    means = {name: [fmean(values) for values in zip(*several, strict=True)] for name, several in curves.items()}
+    places = range(most // 6, most + 1, max(1, most // 6))
+    bars: dict[str, list[tuple[float, float, float]]] = {}
+    for shift, (name, several) in enumerate(curves.items()):
+        halves = [half_interval([curve[place - 1] for curve in several]) for place in places]
+        middles = [means[name][place - 1] for place in places]
+        # Side by side, not on top of each other.
+        bars[name] = [
+            (place + (shift - 1.5) * most / 200, middle - half, middle + half)
+            for place, middle, half in zip(places, middles, halves, strict=True)
+        ]
+    from_first = [value for mean in means.values() for value in mean[most // 15 :]]
+    ends = [end for several in bars.values() for _, *both in several for end in both]
+    chart = Chart(Axis("candidates", 0, most * 1.02, True), Axis.over(found["score_name"], [*from_first, *ends]))
+    marks = []
+    for colour, (name, mean) in zip(COLOURS, means.items(), strict=True):
+        marks.append(chart.curve(enumerate(mean, 1), name, "operation", colour=colour))
+        marks += [chart.curve([(x, low), (x, high)], "", "operation", colour=colour) for x, low, high in bars[name]]
+    names = legend(zip(COLOURS, curves, strict=True))
+    read = "A curve is the mean over seeds of the best score up to there; upright lines are 95 % intervals of that mean."
+    drawn = figure("Best so far", chart.draw(marks, "the best score so far over candidates"), names, read=read)
+    facts = [found["space"], f"{len(next(iter(curves.values())))} seeds"]
+    return page("benchmark", "Operations searched by four strategies", facts, section("Search", drawn))
 
 
 def best_so_far(trials: list[Trial]) -> list[float]:

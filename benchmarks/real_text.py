@@ -102,8 +102,12 @@ def interval(values: list[float]) -> str:
     """Return the mean with its 95 % t-interval, where there are several values."""
     if len(values) < 2:
         return f"{values[0]:.4f}" if values else ""
-    half = stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)
-    return f"{fmean(values):.4f} ± {half:.4f}"
+    return f"{fmean(values):.4f} ± {half_interval(values):.4f}"
+
+
+def half_interval(values: list[float]) -> float:
+    """Return half the 95 % t-interval of the mean; 0 of a single value, of which nothing is known."""
+    return float(stats.sem(values) * stats.t.ppf(0.975, len(values) - 1)) if len(values) > 1 else 0.0
 
 
 if __name__ == "__main__":
