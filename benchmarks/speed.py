@@ -208,12 +208,12 @@ def measure(sides: dict[str, tuple[str, str]], rounds: int, threads: int) -> dic
 
 
 def summarise(measured: dict) -> dict:
-    """Return the numbers of the table, by side; ratios to our side of the same model."""
+    """Return the numbers of the table, by side; ratios to our side of the same model, the first."""
     peak, table = statistics.median(measured["matrix_flops"]), {}
-    ours = {SIDES[name][0]: times for name, times in measured["seconds"].items() if SIDES[name][1] == "ours"}
+    ours = next(iter(measured["seconds"].values()))
     for name, times in measured["seconds"].items():
         model, middle = SIDES[name][0], statistics.median(times)
-        ratios = sorted(theirs / mine for theirs, mine in zip(times, ours[model], strict=True))
+        ratios = sorted(theirs / mine for theirs, mine in zip(times, ours, strict=True))
         table[name] = {
             "seconds": middle,
             "range": [min(times), max(times)],
@@ -247,17 +247,19 @@ def _read(path: str) -> list[str]:
     return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
-def show(result: dict) -> None:
-    """Print the table."""
+def show(results: dict) -> None:
+    """Print the tables of all models as one."""
     print(f"\n{'':34}{'ms':>7}{'range':>14}{'tokens/s':>10}{'time / ours':>22}{'peak MiB':>10}{'activations':>12}{'of peak':>9}")
-    for name, row in result["table"].items():
-        spread = "{:.0f}-{:.0f}".format(*(1000 * value for value in row["range"]))
-        ratio = "{:.2f} ({:.2f}-{:.2f})".format(row["slower_than_ours"], *row["slower_range"])
-        print(f"{name:34}{1000 * row['seconds']:7.0f}{spread:>14}{row['tokens_per_second']:10.0f}{ratio:>22}", end="")
-        print(f"{row['peak_mib']:10.0f}{row['activations_mib']:12.0f}{row['share_of_matrix_peak']:9.0%}")
-    print(f"\nmatrix products in bf16: {statistics.median(result['matrix_flops']) / 1e9:.0f} GFLOP/s")
-    for model, found in result["parity"].items():
-        print(f"largest difference between the sides of {model}: {max(found.values()):.1e} of the norm")
+    for result in results.values():
+        for name, row in result["table"].items():
+            spread = "{:.0f}-{:.0f}".format(*(1000 * value for value in row["range"]))
+            ratio = "{:.2f} ({:.2f}-{:.2f})".format(row["slower_than_ours"], *row["slower_range"])
+            print(f"{name:34}{1000 * row['seconds']:7.0f}{spread:>14}{row['tokens_per_second']:10.0f}{ratio:>22}", end="")
+            print(f"{row['peak_mib']:10.0f}{row['activations_mib']:12.0f}{row['share_of_matrix_peak']:9.0%}")
+    for model, result in results.items():
+        peak = f"{model}: matrix products in bf16 {statistics.median(result['matrix_flops']) / 1e9:.0f} GFLOP/s"
+        parity = result["parity"]
+        print(peak + (f", largest difference between the sides {max(parity.values()):.1e} of the norm" if parity else ""))
 
 
 def main() -> None:
@@ -265,23 +267,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9, help="steps of each side that count")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
-    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="which models to measure")
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=MODELS, help="which models to measure; the others stay")
     parser.add_argument("--out", type=Path, default=RESULTS / "speed.json")
     asked = parser.parse_args()
     torch.set_num_threads(asked.threads)
-    compared = [model for model in asked.models if model in FAMILIES or model in SHAPES]
-    parity = {model: check_parity(model) for model in compared}
-    print("both sides compute the same", flush=True)
-    result = {"machine": machine() | {"threads": asked.threads}, "parity": parity, "seconds": {}, "mib": {}, "matrix_flops": []}
-    for model in dict.fromkeys(asked.models):  # one after the other: all of them at once want more memory than many machines have
-        found = measure({name: side for name, side in SIDES.items() if side[0] == model}, asked.rounds, asked.threads)
-        result["seconds"] |= found["seconds"]
-        result["mib"] |= found["mib"]
-        result["matrix_flops"] += found["matrix_flops"]
-    result |= {"table": summarise(result)}
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    asked.out.write_text(json.dumps(result, indent=1) + "\n")
-    show(result)
+    results = json.loads(asked.out.read_text()) if asked.out.exists() else {}
+    # One after the other: all of them at once want more memory than many machines have.
+    for model in dict.fromkeys(asked.models):
+        measured = {"machine": machine() | {"threads": asked.threads}, "parity": {}}
+        if model in FAMILIES or model in SHAPES:
+            measured["parity"] = check_parity(model)
+            print(f"{model}: both sides compute the same", flush=True)
+        measured |= measure({name: side for name, side in SIDES.items() if side[0] == model}, asked.rounds, asked.threads)
+        results[model] = measured | {"table": summarise(measured)}
+        asked.out.parent.mkdir(parents=True, exist_ok=True)
+        asked.out.write_text(json.dumps(results, indent=1) + "\n")
+    show(results)
     print(f"written to {asked.out}")
 
 
