@@ -16,6 +16,7 @@ from torch import Tensor
 from .layers.context import Context
 
 LONG = 4096  # tokens of a row at which attention costs as much as all else, for a width of about 700
+STEPS = 12  # of at least a 24th in which rows become longer: few sizes, for each of which products are prepared and memory is cut
 PAYS = 0.95  # the share of a batch that may be left: to put tokens in order costs, too
 
 _packing: ContextVar[bool] = ContextVar("packing", default=False)
@@ -97,8 +98,10 @@ def filled(sizes: Sequence[int]) -> tuple[list[int], int, int]:
 
 
 def _filled(sizes: Sequence[int], count: int, width: int) -> tuple[list[int], int, int]:
-    """Put the longest first, each into the first row that has room; let the rows be as long as it takes."""
+    """Put the longest first, each into the first row that has room; let the rows be as long as it takes, in whole steps."""
     order = sorted(range(len(sizes)), key=lambda one: -sizes[one])
+    step = 1 << max(1, width // STEPS).bit_length() - 1
+    width = ceil(width / step) * step
     while True:
         begins, room = [0] * len(sizes), [width] * count
         for one in order:
@@ -109,7 +112,7 @@ def _filled(sizes: Sequence[int], count: int, width: int) -> tuple[list[int], in
             room[row] -= sizes[one]
         else:
             return begins, count, width
-        width += max(1, width // 64)
+        width += step
 
 
 def computed(sizes: Sequence[int]) -> int:
