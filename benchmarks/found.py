@@ -2,7 +2,9 @@
 
     LAYERWRIGHT_DATA=... python -m benchmarks.found --out runs/found [--steps 1000] [--only NAME ...]
 
-Replaced-token detection on Wikipedia text, 32 rows of 128 tokens a step.  The same call goes on where it was.
+Replaced-token detection on Wikipedia text, 32 rows of 128 tokens a step.  The loss is that of the generator, which falls, and
+50 times that of the encoder, which first falls and then rises while the generator learns to replace tokens by likelier ones.
+The same call goes on where it was.
 Leaves benchmarks/results/found.json and prints its table.
 """
 
@@ -51,15 +53,15 @@ def publish(chosen: argparse.Namespace) -> None:
             continue
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
         scored = [line for line in lines if "held_out_loss" in line]
+        later = [line for line in lines if line["step"] > chosen.steps // 10]  # when it has warmed up
         found[name] = {
             "steps": lines[-1]["step"],
             "first loss": lines[0]["loss"],
+            "largest loss later": max(line["loss"] for line in later),
+            "largest norm later": max(line["norm"] for line in later),
             "last loss": lines[-1]["loss"],
-            "largest loss after warming up": max(line["loss"] for line in lines if line["step"] > chosen.steps // 10),
-            "largest norm after warming up": max(line["norm"] for line in lines if line["step"] > chosen.steps // 10),
-            "held-out loss": scored[-1]["held_out_loss"],
-            "best held-out loss": min(line["held_out_loss"] for line in scored),
-            "curve": [[line["step"], line["held_out_loss"]] for line in scored],
+            **{f"held-out {part}": scored[-1][f"held_out_{part}"] for part in ("masked", "replaced", "accuracy")},
+            "curve": [{part: line[part] for part in ("step", "held_out_masked", "held_out_replaced")} for line in scored],
             "seconds": lines[-1]["seconds"],
             "share of time waiting for text": json.loads((run / "result.json").read_text(encoding="utf-8"))["waiting"],
         }
