@@ -65,7 +65,7 @@ def main() -> None:
         settings = settings.model_copy(update=QUICK | plans)
     histories = explored(settings, corpus, chosen.out, chosen.seeds)
     best = {name: max((ranked(trials)[0] for trials in found), key=lambda one: one.score) for name, found in histories.items()}
-    extra = tuple(best[name].arch.explicit() for name in ("operation-priority", "evolution", "random"))
+    extra = tuple(str(best[name].arch) for name in ("operation-priority", "evolution", "random"))
     found = search(settings.model_copy(update={"baselines": (*settings.baselines, *extra)}), chosen.out / "search")
     say(f"page {report.write(chosen.out / 'search')}")
     publish(found, histories, best, chosen)
@@ -156,7 +156,7 @@ def picture(curves: dict[str, list[list[float]]], found: dict[str, Any]) -> str:
     names = legend(zip(COLOURS, curves, strict=True))
     read = "A curve is the mean over seeds of the best score up to there; upright lines are 95 % intervals of that mean."
     drawn = figure("Best so far", chart.draw(marks, "the best score so far over candidates"), names, read=read)
-    facts = [found["space"], f"{len(next(iter(curves.values())))} seeds"]
+    facts = [found["settings"]["space"], f"{len(next(iter(curves.values())))} seeds"]
     return page("benchmark", "Operations searched by four strategies", facts, section("Search", drawn))
 
 
