@@ -293,8 +293,8 @@ def test_real_answers_come_back_from_their_places(version):
     rows = form.rows(examples, learn=True)
     answers = form.merge(rows, decoded(form, rows, certain(rows)))
     given = {row.key: answer for row, answer in zip(examples.rows, answers, strict=True)}
-    found = score("spans", ("exact_match", "answer_f1"), examples, given).scores
-    # Some answers are said to begin within a token, such as 8 in 18: 12 of the 600 of v1.1, and no word of them comes back.
+    found = score("spans", ("exact_match",), examples, given).scores
+    # Some answers are said to begin within a token, such as 8 in 18 (12 of the 600 of v1.1): the token comes back.
     assert found["exact_match"] > 0.97
-    assert found["answer_f1"] >= found["exact_match"]
+    assert all(row.answers[0].text in given[row.key] if row.answers else not given[row.key] for row in examples.rows)
     assert len(rows) > 1.2 * len(examples.rows)
