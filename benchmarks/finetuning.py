@@ -319,7 +319,11 @@ def publish(chosen: argparse.Namespace) -> None:
                 sides[side] = {"runs": runs, "summary": summary(scores)._asdict(), **times}
                 lines.append([task, metric, side, len(runs), *sides[side]["summary"].values(), *times.values()])
         if sides:
-            found[task] = {"metric": metric, "settings": settings_of(chosen, task, 0).model_dump(mode="json"), **sides}
+            found[task] = {
+                "metric": metric,
+                "settings": settings_of(chosen, task, 0).model_dump(mode="json", exclude={"source", "train", "valid"}),
+                **sides,
+            }
     table(
         "Fine-tuning", ["task", "metric", "side", "seeds", "median", "mean", "std", "from", "to", "seconds", "processor"], lines
     )
