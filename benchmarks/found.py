@@ -10,18 +10,18 @@ Leaves benchmarks/results/found.json and prints its table.
 
 import argparse
 import json
-import os
 from pathlib import Path
 from typing import Any
 
-from benchmarks.real_text import HERE, SHARDS
+from benchmarks.real_text import HERE, wikipedia
 from benchmarks.speed import machine
 from layerwright.console import table
-from layerwright.corpus import CorpusSettings, build
 from layerwright.pretrain import PretrainSettings, pretrain
 from layerwright.train import Plan
 
 NAMES = ("electra-small", "autobert-zero-read-small", "autobert-zero-ours-att-small", "autobert-zero-ours-conv-small")
+SHAPE: dict[str, Any] = {"batch": 32, "length": 128}
+NUMBERS: dict[str, Any] = {"rate": 5e-4, "warmup": 0.1, "precision": "bf16"}
 
 
 def main() -> None:
@@ -32,13 +32,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=NAMES, choices=NAMES)
     parser.add_argument("--results", type=Path, default=HERE / "results" / "found.json")
     chosen = parser.parse_args()
-    if "LAYERWRIGHT_DATA" not in os.environ:
-        raise SystemExit("LAYERWRIGHT_DATA names no folder: it should hold text/enwiki-2015/train-00-of-08.txt.gz and so on")
-    folder = Path(os.environ["LAYERWRIGHT_DATA"]) / "text" / "enwiki-2015"
-    corpus = build([str(folder / name) for name in SHARDS], chosen.out / "corpus", CorpusSettings(vocab=8192))
-    plan = Plan(steps=chosen.steps, rate=5e-4, warmup=0.1, precision="bf16")
+    corpus = wikipedia(chosen.out / "corpus")
+    plan = Plan(steps=chosen.steps, **NUMBERS)
     for name in chosen.only:
-        settings = PretrainSettings(arch=name, corpus=corpus.folder, batch=32, length=128, plan=plan, evaluate_every=100)
+        settings = PretrainSettings(arch=name, corpus=corpus.folder, **SHAPE, plan=plan, evaluate_every=100)
         # A loss, a gradient or a weight that is not finite ends this with an error.
         pretrain(settings, chosen.out / name, label=name)
     publish(chosen)
@@ -65,11 +62,11 @@ def publish(chosen: argparse.Namespace) -> None:
             "seconds": lines[-1]["seconds"],
             "share of time waiting for text": json.loads((run / "result.json").read_text(encoding="utf-8"))["waiting"],
         }
-    kept = {"machine": machine(), "precision": "bf16", "batch": 32, "length": 128, "rate": 5e-4, "networks": found}
+    kept = {"machine": machine(), **SHAPE, **NUMBERS, "networks": found}
     chosen.results.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
     columns = [name for name in next(iter(found.values())) if name != "curve"]
     rows = [[name, *(f"{one[column]:,.6g}" for column in columns)] for name, one in found.items()]
-    table("1,000 steps in bf16" if chosen.steps == 1000 else f"{chosen.steps:,} steps in bf16", ["network", *columns], rows)
+    table(f"{chosen.steps:,} steps in bf16", ["network", *columns], rows)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Search operations of attention on Wikipedia text by three strategies, and train what was found from scratch.
+"""Search operations of attention on Wikipedia text by four strategies, and train what was found from scratch.
 
     LAYERWRIGHT_DATA=... python -m benchmarks.operations --out runs/operations [--seeds 5] [--quick]
 
-One supernet serves all.  Operation-Priority evolution, plain evolution and chance each propose as many candidates, with several
-seeds; then the best of each strategy, plain attention, the best of a search over layers, and others over the ranking are trained
-from scratch.  --quick: a few of everything, to see it run.
+One supernet serves all.  Operation-Priority evolution, the same without priority, plain evolution and chance each propose as
+many candidates, with several seeds; then the best of three of them, plain attention, the best of a search over layers, and
+others over the ranking are trained from scratch.  --quick: a few of everything, to see it run.
 
 The same call goes on where it was.  Leaves benchmarks/results/operations.json and the picture operations.html, and prints
 its tables.
@@ -12,18 +12,17 @@ its tables.
 
 import argparse
 import json
-import os
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
-from benchmarks.real_text import HERE, SHARDS, half_interval, interval, named, summary
+from benchmarks.real_text import HERE, half_interval, interval, named, summary, wikipedia
 from benchmarks.speed import machine
 from layerwright import report
 from layerwright.architecture import Architecture
 from layerwright.candidates import ranked
 from layerwright.console import say, table
-from layerwright.corpus import Corpus, CorpusSettings, build
+from layerwright.corpus import Corpus
 from layerwright.drawings import Axis, Chart
 from layerwright.page import figure, legend, page, section
 from layerwright.population import Population
@@ -53,10 +52,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "operations.json")
     chosen = parser.parse_args()
-    if "LAYERWRIGHT_DATA" not in os.environ:
-        raise SystemExit("LAYERWRIGHT_DATA names no folder: it should hold text/enwiki-2015/train-00-of-08.txt.gz and so on")
-    folder = Path(os.environ["LAYERWRIGHT_DATA"]) / "text" / "enwiki-2015"
-    corpus = build([str(folder / name) for name in SHARDS], chosen.out / "corpus", CorpusSettings(vocab=8192))
+    corpus = wikipedia(chosen.out / "corpus")
     settings = read(SearchSettings, HERE / "operations.toml", corpus=corpus.folder, baselines=["interleaved", LAYERS])
     if chosen.quick:
         plans = {

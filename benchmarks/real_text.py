@@ -20,7 +20,7 @@ from scipy import stats
 
 from layerwright import report
 from layerwright.console import say, table
-from layerwright.corpus import CorpusSettings, build
+from layerwright.corpus import Corpus, CorpusSettings, build
 from layerwright.search import SearchSettings, search
 from layerwright.settings import read
 
@@ -34,14 +34,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/real-text"))
     parser.add_argument("--seeds", type=int, default=1, help="trainings of each of the top and the baselines")
     chosen = parser.parse_args()
-    if "LAYERWRIGHT_DATA" not in os.environ:
-        raise SystemExit("LAYERWRIGHT_DATA names no folder: it should hold text/enwiki-2015/train-00-of-08.txt.gz and so on")
-    folder = Path(os.environ["LAYERWRIGHT_DATA"]) / "text" / "enwiki-2015"
-    corpus = build([str(folder / name) for name in SHARDS], chosen.out / "corpus", CorpusSettings(vocab=8192))
+    corpus = wikipedia(chosen.out / "corpus")
     settings = read(SearchSettings, HERE / "real_text.toml", corpus=corpus.folder, seeds=chosen.seeds)
     found = search(settings, chosen.out / "search")
     say(f"page {report.write(chosen.out / 'search')}")
     publish(found)
+
+
+def wikipedia(folder: Path) -> Corpus:
+    """Build the corpus of two shards of Wikipedia, or open it where that was done."""
+    if "LAYERWRIGHT_DATA" not in os.environ:
+        raise SystemExit("LAYERWRIGHT_DATA names no folder: it should hold text/enwiki-2015/train-00-of-08.txt.gz and so on")
+    source = Path(os.environ["LAYERWRIGHT_DATA"]) / "text" / "enwiki-2015"
+    return build([str(source / name) for name in SHARDS], folder, CorpusSettings(vocab=8192))
 
 
 def publish(found: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from .layers.context import Context
 
 LONG = 4096  # tokens of a row at which attention costs as much as all else, for a width of about 700
-STEPS = 12  # of at least a 24th in which rows become longer: few sizes, for each of which products are prepared and memory is cut
+STEPS = 12  # rows become longer by a 24th to a 12th: for each of few sizes products are prepared, and memory is cut
 PAYS = 0.95  # the share of a batch that may be left: to put tokens in order costs, too
 
 _packing: ContextVar[bool] = ContextVar("packing", default=False)
