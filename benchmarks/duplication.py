@@ -12,7 +12,6 @@ The same call goes on where it was.  Leaves results/duplication.json.
 import argparse
 import json
 import os
-import resource
 import subprocess
 import sys
 import time
@@ -28,11 +27,18 @@ TASKS = "RTE,MRPC,CoLA,STS-B"
 TEXT = "text/enwiki-2015/valid.txt.gz"
 
 
-def command(*words: object) -> None:
-    """Run a command of layerwright, and say which."""
+def command(*words: object) -> dict[str, float]:
+    """Run a command of layerwright, say which, and return what it took: seconds, seconds of the processor, MiB at most."""
     said = [str(word) for word in words]
     say("layerwright " + " ".join(said))
-    subprocess.run([sys.executable, "-m", "layerwright", *said], check=True)
+    began = time.monotonic()
+    process = subprocess.Popen([sys.executable, "-m", "layerwright", *said])
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(f"layerwright {said[0]} ended with {process.returncode}")
+    processor = used.ru_utime + used.ru_stime
+    return {"seconds": time.monotonic() - began, "processor_seconds": processor, "peak_mib": used.ru_maxrss / 1024}
 
 
 def inspect(model: str, out: Path, text: Path, size: int) -> dict[str, Any]:
@@ -49,7 +55,8 @@ def variants(found: dict[str, Any], size: int) -> dict[str, list[str]]:
     """Return the options of `layerwright edit` for each model to make: none for the model as it is."""
     best = {one["change"]: one["ranked"][0] for one in found["suggestions"]}
     duplicated, removed = (f"{best[sort]['start']}:{best[sort]['stop']}" for sort in ("duplicate", "remove"))
-    last = f"{found['units'] - size}:{found['units']}"
+    count = len(found["units"])
+    last = f"{count - size}:{count}"
     fixed = last if last != duplicated else f"0:{size}"
     return {
         "as it is": [],
@@ -60,7 +67,7 @@ def variants(found: dict[str, Any], size: int) -> dict[str, list[str]]:
 
 
 def judge(folder: Path, model: str, options: list[str], chosen: argparse.Namespace) -> dict[str, Any]:
-    """Edit and fine-tune one variant, unless that is done; return its seconds and peak memory."""
+    """Edit and fine-tune one variant, unless that is done; return what fine-tuning took."""
     edited, cost = folder / "model", folder / "cost.json"
     if not edited.exists():
         command(
@@ -69,12 +76,10 @@ def judge(folder: Path, model: str, options: list[str], chosen: argparse.Namespa
             edited,
         )
     if not cost.exists():
-        began = time.monotonic()
         numbers = ["--set", "numbers.precision=bf16", "--set", "numbers.epochs=3", "--set", "numbers.length=128"]
         given = ["--suite", TASKS, "--source", os.environ["LAYERWRIGHT_DATA"], "--protocol", "bert", "--seeds", chosen.seeds]
-        command("evaluate", edited, *given, *numbers, "--out", folder / "scores")
-        peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-        cost.write_text(json.dumps({"seconds": time.monotonic() - began, "peak_mib_so_far": peak}), encoding="utf-8")
+        took = command("evaluate", edited, *given, *numbers, "--out", folder / "scores")
+        cost.write_text(json.dumps(took), encoding="utf-8")
     found: dict[str, Any] = json.loads(cost.read_text(encoding="utf-8"))
     return found
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .layers.context import Context
 
-LONG = 4096  # tokens of a row at which attention costs as much as all else, for a width of about 700
-STEPS = 12  # rows become longer by a 24th to a 12th: for each of few sizes products are prepared, and memory is cut
+LONG = 8000  # tokens: how much longer rows may be so as to be fuller.  2000 is quicker, by 5 % on SQuAD, where it pads 2 % more
+STEPS = 24  # rows become longer by a 48th to a 24th: for each of few sizes products are prepared, and memory is cut
 PAYS = 0.95  # the share of a batch that may be left: to put tokens in order costs, too
 
 _packing: ContextVar[bool] = ContextVar("packing", default=False)
@@ -85,34 +85,37 @@ def packed(mask: Tensor | None) -> Packed | None:
 def filled(sizes: Sequence[int]) -> tuple[list[int], int, int]:
     """Return where rows of these lengths begin in fewer rows laid end to end, how many those are, and how long.
 
-    Longer rows have less padding, and attention in them costs more: of a few numbers of rows it is the one of least cost.
+    Longer rows have less padding, and attention in them costs more: of a few lengths it is the one of least cost.
 
     >>> filled([3, 5, 2, 4, 4])
-    ([13, 0, 16, 5, 9], 2, 9)
+    ([13, 0, 16, 5, 9], 1, 20)
     """
-    longest, total = max(sizes), sum(sizes)
-    most = total / max(1, longest)
-    counts = dict.fromkeys(max(1, int(most / share)) for share in (1, 4 / 3, 2, 3, 4))
-    found = [_filled(sizes, count, max(longest, ceil(total / count))) for count in counts]
+    order = sorted(range(len(sizes)), key=lambda one: -sizes[one])
+    found = (_filled(sizes, order, width) for width in _widths(max(1, *sizes), sum(sizes)))
     return min(found, key=lambda one: one[1] * one[2] * (1 + one[2] / LONG))
 
 
-def _filled(sizes: Sequence[int], count: int, width: int) -> tuple[list[int], int, int]:
-    """Put the longest first, each into the first row that has room; let the rows be as long as it takes, in whole steps."""
-    order = sorted(range(len(sizes)), key=lambda one: -sizes[one])
-    step = 1 << max(1, width // STEPS).bit_length() - 1
-    width = ceil(width / step) * step
+def _widths(longest: int, total: int) -> Iterator[int]:
+    """Return how long rows may become, from the longest of a batch to all of it in one, in whole steps."""
     while True:
-        begins, room = [0] * len(sizes), [width] * count
-        for one in order:
-            row = next((row for row, left in enumerate(room) if left >= sizes[one]), None)
-            if row is None:
-                break
-            begins[one] = (row + 1) * width - room[row]
-            room[row] -= sizes[one]
-        else:
-            return begins, count, width
-        width += step
+        step = max(4, 1 << (longest // STEPS).bit_length() >> 1)
+        width = ceil(longest / step) * step
+        yield width
+        if width >= total:
+            return
+        longest = width + 1
+
+
+def _filled(sizes: Sequence[int], order: Sequence[int], width: int) -> tuple[list[int], int, int]:
+    """Put rows, the longest of them first, each into the first row of that width that has room."""
+    begins, room = [0] * len(sizes), list[int]()
+    for one in order:
+        row = next((row for row, left in enumerate(room) if left >= sizes[one]), len(room))
+        if row == len(room):
+            room.append(width)
+        begins[one] = (row + 1) * width - room[row]
+        room[row] -= sizes[one]
+    return begins, len(room), width
 
 
 def computed(sizes: Sequence[int]) -> int:
