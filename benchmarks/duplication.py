@@ -25,6 +25,7 @@ from layerwright.console import say, table
 
 TASKS = "RTE,MRPC,CoLA,STS-B"
 TEXT = "text/enwiki-2015/valid.txt.gz"
+FACTS = ("arch", "head", "units", "rows", "tokens", "masked", "kept", "unedited", "changes", "lenses", "uniformity")
 
 
 def command(*words: object) -> dict[str, float]:
@@ -49,6 +50,14 @@ def inspect(model: str, out: Path, text: Path, size: int) -> dict[str, Any]:
         )
     found: dict[str, Any] = json.loads((out / "inspection.json").read_text(encoding="utf-8"))
     return found
+
+
+def facts(found: dict[str, Any]) -> dict[str, Any]:
+    """Return what of an inspection is worth keeping: no folders of the machine, no similarity of layers."""
+    kept = {name: found[name] for name in FACTS}
+    return kept | {
+        "suggestions": [{name: one[name] for name in ("change", "size", "by", "ranked")} for one in found["suggestions"]]
+    }
 
 
 def variants(found: dict[str, Any], size: int) -> dict[str, list[str]]:
@@ -101,7 +110,7 @@ def main() -> None:
         root = chosen.out / name
         root.mkdir(parents=True, exist_ok=True)
         found = inspect(model, root / "inside", Path(os.environ["LAYERWRIGHT_DATA"]) / TEXT, chosen.size)
-        kept: dict[str, Any] = {"inspection": found, "variants": {}}
+        kept: dict[str, Any] = {"inspection": facts(found), "variants": {}}
         for variant, options in variants(found, chosen.size).items():
             folder = root / variant.replace(" ", "-").replace(":", "-").replace(",", "")
             entry: dict[str, Any] = {"options": options} | judge(folder, model, options, chosen)
