@@ -49,7 +49,7 @@ from benchmarks.peers import (
 from layerwright import cost, presets
 from layerwright.backbone import Backbone
 from layerwright.batches import Batch
-from layerwright.memory import keep_memory
+from layerwright.memory import keep_memory, resident, watch_memory
 from layerwright.space import Space
 from layerwright.supernet import Supernet
 from layerwright.train import Plan, make_optimizer, train
@@ -142,8 +142,7 @@ def serve(pipe, model: str, how: str, threads: int) -> None:
     lasting = _memory("VmRSS") + sum(parameter.numel() * 4 for parameter in module.parameters()) / 2**20
     for _ in range(3):
         step()
-    if Path("/proc/self/clear_refs").exists():
-        Path("/proc/self/clear_refs").write_text("5")
+    watch_memory()
     pipe.send("ready")
     while pipe.recv():
         pipe.send(step())
@@ -151,9 +150,9 @@ def serve(pipe, model: str, how: str, threads: int) -> None:
 
 
 def _memory(name: str) -> float:
-    """Return a line of the process's status in MiB: VmRSS what is resident, VmHWM the most that was."""
-    found = (int(line.split()[1]) / 1024 for line in _read("/proc/self/status") if line.startswith(name))
-    return next(found, float("nan"))
+    """Return what `resident` does, or no number where it has none."""
+    found = resident(name)
+    return float("nan") if found is None else found
 
 
 def matrix_product(threads: int, size: int = 2048) -> float:

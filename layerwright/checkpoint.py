@@ -57,20 +57,25 @@ class Checkpoint:
 def appearing(folder: Path) -> Iterator[Path]:
     """Yield a hidden folder that takes the name of `folder` at the end of the block, or goes if that fails.
 
-    What has that name already is replaced, and stays if the block fails.
+    What has that name already is replaced, and stays if the block or the renaming fails.
     """
     unfinished, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("tmp", "old"))
     shutil.rmtree(unfinished, ignore_errors=True)
+    moved = False
     try:
         unfinished.mkdir(parents=True)
         yield unfinished
+        shutil.rmtree(replaced, ignore_errors=True)
+        if folder.exists():
+            folder.rename(replaced)
+            moved = True
+        unfinished.rename(folder)
     except BaseException:
         shutil.rmtree(unfinished, ignore_errors=True)
+        if moved:
+            with suppress(OSError):
+                replaced.rename(folder)
         raise
-    shutil.rmtree(replaced, ignore_errors=True)
-    if folder.exists():
-        folder.rename(replaced)
-    unfinished.rename(folder)
     sync_folder(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 

@@ -1,6 +1,7 @@
 """The command `layerwright edit`: edits in the order in which they stand on the command line, a table, and a model folder."""
 
 import re
+import shlex
 from collections.abc import Callable
 from functools import reduce
 from pathlib import Path
@@ -13,7 +14,6 @@ from . import surgery
 from .architecture import Architecture, Layer
 from .console import say, table, warn
 from .editing import TARGETS, Operation, refuse_existing
-from .errors import TextError
 from .options import DryRun, Imports, import_modules
 from .originals import Original, open_original
 from .parity import TOLERANCE
@@ -24,6 +24,7 @@ app = typer.Typer()
 
 Step = tuple[str, Any]  # the name of an option, and the word behind it or the two
 PAIRS = ("insert", "replace", "splice")  # options of two words
+LARGEST_SEED = 2**62  # torch takes numbers below 2**63, and new layers get this plus their place
 
 
 class Ordered(TyperCommand):
@@ -101,7 +102,7 @@ def edit_command(
             "--to", metavar="FAMILY", help=f"What the result must be: {', '.join(TARGETS)}; else MODEL's own, if it can be."
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the weights of new layers.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=LARGEST_SEED, help="Seed of the weights of new layers.")] = 0,
     dry_run: DryRun = False,
     imports: Imports = None,
 ) -> None:
@@ -143,10 +144,9 @@ def plan(model: str, steps: list[Step], *, unit: Unit = "layer", **manner: Any) 
         name, said = step
         try:
             return done.then(EDITS[name](done.result, said, unit, others))
-        except TextError:
-            raise
         except ValueError as error:
-            raise ValueError(f"--{name} {said if isinstance(said, str) else ' '.join(said)}: {error}") from None
+            words = shlex.join([said] if isinstance(said, str) else said)
+            raise ValueError(f"--{name} {words}: {error}") from None
 
     whole = pick(original.arch, *range(len(original.arch)))
     return Operation(original, reduce(follow, steps, whole), others, **manner)
@@ -166,6 +166,10 @@ def _show(operation: Operation) -> None:
         warn(f"note        {original.named} cannot hold it: {target.reasons[0]}{more}")
     for line in target.notes:
         warn(f"note        {line}")
+    for line in operation.left_out:
+        warn(f"left out    {line}")
+    if original.given.tokenizer() is None:
+        warn(f"note        {original.given.name} has no tokenizer")
 
 
 def _spans(change: Callable[..., Edit]) -> Callable[..., Edit]:

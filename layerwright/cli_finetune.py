@@ -17,7 +17,7 @@ app = typer.Typer()
 
 @app.command("finetune", epilog=settings_help(FinetuneSettings, "--set seeds=10 --set score=macro_f1"))
 def finetune_command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder that pretrain or search left: DIR/model.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, such as DIR/model of a pre-training.")],
     out: Out,
     train: Annotated[
         Path | None,

@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from .configuration import LayerwrightConfig
 from .console import say, table, warn
-from .convert import convert, find
+from .convert import convert, family_of, find
 from .editing import refuse_existing
+from .errors import DataError
 from .inference import Opened, open_model
 from .inspection import Inspection, inspect
 from .inspection import InspectionSettings as Settings
@@ -69,7 +69,7 @@ def inspect_command(
     with opened(model) as one:
         most = min(length, one.positions)
         settings = read(Settings, unit=unit, rows=rows, length=most, batch=batch, seed=seed, suggest=suggest, edited=edited)
-        found = inspect(one, text, settings, name=model)
+        found = inspect(one, text, settings, name=model, imports=imports or ())
     write(found, out)
     show(found)
     say(f"report  {out / 'report.html'}")
@@ -77,14 +77,27 @@ def inspect_command(
 
 @contextmanager
 def opened(model: str) -> Iterator[Opened]:
-    """Open a model of ours, or one of transformers by way of a folder that is gone after the block."""
+    """Open a model of ours, or one of transformers by way of a folder that is gone after the block.
+
+    Raises:
+        ValueError: it is neither.
+        DataError: its tokenizer is missing or cannot be used.
+    """
     source = find(model)
-    if source.settings.get("model_type") == LayerwrightConfig.model_type:
+    if family_of(source) is None:
         yield open_model(source.folder, list(FACES))
         return
+    if source.tokenizer() is None:
+        raise DataError(f"there is no tokenizer in {model}")
     with TemporaryDirectory() as folder:
-        convert(model, Path(folder) / "model")
-        yield open_model(Path(folder) / "model", list(FACES))
+        converted = Path(folder) / "model"
+        convert(model, converted)
+        try:
+            one = open_model(converted, list(FACES))
+        except DataError as error:
+            # Whoever reads it knows the model by the name they gave, not by a folder that is gone by then.
+            raise DataError(str(error).replace(str(converted), model)) from None
+        yield one
 
 
 def show(found: Inspection) -> None:

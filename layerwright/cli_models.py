@@ -32,8 +32,8 @@ def export_command(
 ) -> None:
     """Export a model to ONNX, checked against PyTorch, and time both.
 
-    Batch and length stay free, up to the positions of the model. Nothing is left behind if the check fails. Needs the extra
-    onnx: pip install 'layerwright[onnx]'.
+    Batch and length stay free, up to the positions of the model. Nothing is left behind if the check fails. Needs the
+    extra named onnx.
     """
     if to not in TARGETS:
         raise ValueError(f"cannot export to '{to}'{nearest(to, TARGETS)}")

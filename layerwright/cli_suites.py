@@ -36,7 +36,7 @@ Assign = Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE",
 
 @app.command("evaluate", epilog=EPILOG)
 def evaluate_command(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder: DIR/model of a pre-training, or converted.")],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="A model folder, such as DIR/model of a pre-training.")],
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="The folder to write. The same command again goes on from what it holds.")
     ],

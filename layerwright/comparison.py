@@ -7,7 +7,7 @@ fine-tuned anew? Over rows: would it be on other rows of the kind? Neither says 
 import json
 import statistics
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ class Difference(BaseModel):
 
     first, second: the score of each seed.  lost: how many runs of either did not learn.  p_holm: the p value over seeds, raised
     for the number of tasks.  over_rows: None where `note` says why.  metrics: the difference over seeds of every other metric.
+    seconds, memory: what a seed took with both: seconds of the processor, the median, and MiB, the most; None where not known.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -47,6 +48,8 @@ class Difference(BaseModel):
     over_rows: OverRows | None
     note: str = ""
     metrics: dict[str, Paired] = {}
+    seconds: tuple[float, float] | None = None
+    memory: tuple[float, float] | None = None
 
 
 class Comparison(BaseModel):
@@ -161,7 +164,24 @@ def _difference(one: TaskScores, other: TaskScores, first: Path, second: Path, s
         over_rows=rows,
         note="; ".join(filter(None, (by_model, note))),
         metrics={name: over_seeds(*values[name]) for name in others},
+        seconds=_cost("processor_seconds", statistics.median, seeds, (first, second)),
+        memory=_cost("memory", max, seeds, (first, second)),
     )
+
+
+def _cost(
+    what: str, of_all: Callable[[list[float]], float], seeds: Sequence[int], runs: tuple[Path, Path]
+) -> tuple[float, float] | None:
+    """Return what a seed took with both models, None where a run does not say."""
+    found = []
+    for run in runs:
+        paths = [run / "seeds" / str(seed) / "result.json" for seed in seeds]
+        told = [json.loads(path.read_text(encoding="utf-8")).get(what) if path.is_file() else None for path in paths]
+        known = [value for value in told if value is not None]
+        if len(known) < len(told):
+            return None
+        found.append(of_all(known))
+    return found[0], found[1]
 
 
 def _check_numbers(one: TaskScores, other: TaskScores) -> str:
@@ -227,7 +247,12 @@ def _averages(one: Evaluation, other: Evaluation) -> dict[str, tuple[float, floa
     return found
 
 
-COLUMNS = ("task", "metric", "first", "second", "difference", "95 % over seeds", "p", "p, Holm", "95 % over rows", "p by rows")
+COLUMNS = (
+    *("task", "metric", "first", "second", "difference", "median", "95 % over seeds", "p", "p, Holm"),
+    *("95 % over rows", "p by rows"),
+)
+COST_TITLE = "What a seed took: seconds of the processor, the median; memory of the process at most"
+COSTS = ("task", "seconds, first", "second", "times", "MiB, first", "second", "times")
 
 
 def table_rows(done: Comparison) -> list[list[str]]:
@@ -238,6 +263,7 @@ def table_rows(done: Comparison) -> list[list[str]]:
             one.metric.replace("_", " "),
             *(percent(statistics.fmean(scores)) for scores in (one.first, one.second)),
             _signed(one.over_seeds.mean),
+            _signed(one.over_seeds.median),
             _interval(one.over_seeds, len(one.seeds) > 1),
             _p(one.over_seeds, len(one.seeds) > 1),
             f"{one.p_holm:.3f}" if len(one.seeds) > 1 else "-",
@@ -249,9 +275,18 @@ def table_rows(done: Comparison) -> list[list[str]]:
     if whole := done.whole:
         first, second = (_mean_of(done, side) for side in ("first", "second"))
         several = len(done.tasks[0].seeds) > 1
-        means = [percent(first), percent(second), _signed(whole.mean)]
+        means = [percent(first), percent(second), _signed(whole.mean), _signed(whole.median)]
         rows.append([f"mean of {len(done.tasks)}", "", *means, _interval(whole, several), _p(whole, several), "", "", ""])
     return rows
+
+
+def cost_rows(done: Comparison) -> list[list[str]]:
+    """Return a row for each task of which it is known: what a seed took with both, and how many times as much with the second."""
+    return [
+        [one.task, *_both(one.seconds), *_both(one.memory)]
+        for one in done.tasks
+        if one.seconds is not None or one.memory is not None
+    ]
 
 
 def notes(done: Comparison) -> list[str]:
@@ -277,6 +312,8 @@ def show(done: Comparison) -> None:
     """Print what a comparison came to."""
     console.say(f"first   {done.first}\nsecond  {done.second}")
     console.table("Scores on dev, means over seeds, in hundredths; differences are second less first", COLUMNS, table_rows(done))
+    if costs := cost_rows(done):
+        console.table(COST_TITLE, COSTS, costs)
     for note in notes(done):
         console.warn(note)
 
@@ -291,6 +328,7 @@ def markdown(done: Comparison) -> str:
         "",
         *markdown_table(COLUMNS, table_rows(done)),
         "",
+        *((f"{COST_TITLE}:", "", *markdown_table(COSTS, costs), "") if (costs := cost_rows(done)) else ()),
         *(f"- {note}" for note in notes(done)),
     ]
     return "\n".join(lines) + "\n"
@@ -302,6 +340,10 @@ def _mean_of(done: Comparison, side: str) -> float:
 
 def _signed(value: float) -> str:
     return f"{100 * value:+.2f}"
+
+
+def _both(found: tuple[float, float] | None) -> tuple[str, str, str]:
+    return (f"{found[0]:,.0f}", f"{found[1]:,.0f}", f"{found[1] / found[0]:.2f}") if found else ("-", "-", "-")
 
 
 def _interval(found: Paired | OverRows | None, several: bool = True) -> str:

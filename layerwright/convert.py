@@ -6,9 +6,11 @@ again holds what it held.
 """
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from textwrap import shorten
 from typing import Any, NamedTuple, TypeVar
 
@@ -103,6 +105,19 @@ def convert(source: str | Path, out: Path, to: str | None = None) -> Conversion:
     if to is not None:
         raise ValueError(f"{given.name} is a {family.name} of transformers already: --to is for model folders of ours")
     return _inward(given, family, out)
+
+
+@contextmanager
+def as_ours(folder: Path) -> Iterator[Path]:
+    """Lend a model folder of ours: this one, or what a family's is converted to, which is gone after the block.
+
+    Raises: as `convert` does.
+    """
+    if (folder / "config.json").is_file() and read_json(folder, "config.json").get("model_type") in FAMILIES:
+        with TemporaryDirectory() as converted:
+            yield convert(folder, Path(converted) / "model").folder
+    else:
+        yield folder
 
 
 def find(source: str | Path) -> Source:

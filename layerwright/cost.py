@@ -75,8 +75,9 @@ def _total(arch: Architecture, measure: Measure) -> int:
 
 def _share(arch: Architecture, layer: Layer, measure: Measure) -> int:
     """Return what one more layer adds: the cost of a layer does not depend on its place or the vocabulary."""
-    bare = replace(arch, vocab=1, embed=arch.width)
-    return measure(bare.with_layers([layer, layer])) - measure(bare.with_layers([layer]))
+    # Of this layer alone, for an architecture checks each layer that it is made of: a price for each would be quadratic in depth.
+    once = replace(arch, layers=(layer,), vocab=1, embed=arch.width)
+    return measure(once.with_layers([layer, layer])) - measure(once)
 
 
 class _Counter(TorchDispatchMode):

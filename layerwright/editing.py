@@ -1,5 +1,6 @@
 """Plan an edit of a model on disk: what becomes of each layer, what the result costs, and what it can be written as."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -114,6 +115,11 @@ class Operation:
         return Target(family, named, words.fields, tuple(words.notes), ())
 
     @property
+    def left_out(self) -> tuple[str, ...]:
+        """What files of the original hold and those of the result will not, and why; a folder of the same family keeps all."""
+        return () if self.target.family is self.original.family else self.original.unused
+
+    @property
     def length(self) -> int:
         """Tokens of the row that operations are counted for."""
         return min(128, self.original.arch.positions)
@@ -147,10 +153,14 @@ def count_parameters(config: LayerwrightConfig) -> int:
 
 
 def refuse_existing(out: Path) -> None:
-    """Refuse to write where something is.
+    """Refuse to write where something is, or where nothing can be.
 
     Raises:
-        FileExistsError: there is.
+        FileExistsError: there is something, if only a link that leads nowhere.
+        NotADirectoryError: a part of the path is no folder.
     """
-    if out.exists():
+    if os.path.lexists(out):
         raise FileExistsError(f"{out} exists: give a folder that does not, so that no model is lost")
+    parent = next((folder for folder in out.parents if os.path.lexists(folder)), None)
+    if parent is not None and not parent.is_dir():
+        raise NotADirectoryError(f"{out} cannot be written: {parent} is no folder")

@@ -43,6 +43,8 @@ def open_folder(folder: Path) -> LayerwrightPreTrainedModel:
         raise IntegrityError(f"{folder} cannot be loaded: {error}") from None
     if missing := sorted(loaded["missing_keys"]):
         raise IntegrityError(f"{folder} lacks {len(missing)} weights of its architecture, such as {missing[0]}")
+    if more := sorted(loaded["unexpected_keys"]):
+        raise IntegrityError(f"{folder} holds {len(more)} weights that its architecture has not, such as {more[0]}")
     found: LayerwrightPreTrainedModel = model.eval()
     return found
 

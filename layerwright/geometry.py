@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FEWEST = 4  # vectors that debiased CKA needs: the unbiased estimator of HSIC divides by N - 3
+
 
 def cosines(states: Tensor) -> Tensor:
     """Return the mean cosine of the same vectors in two sets, float64 [S, S], for S sets of N vectors [S, N, D]."""
@@ -12,14 +14,14 @@ def cosines(states: Tensor) -> Tensor:
 
 
 def debiased_cka(states: Tensor) -> Tensor:
-    """Return the linear CKA of any two of S sets of N vectors [S, N, D], float64 [S, S]; NaN for fewer than 4 vectors.
+    """Return the linear CKA of any two of S sets of N vectors [S, N, D], float64 [S, S]; NaN for fewer than FEWEST vectors.
 
     CKA (Kornblith et al. 2019, equation 2) with the unbiased estimator of HSIC (Song et al. 2012, section 3.1), without which
     few vectors of many dimensions look alike whatever they are.  That estimator is the inner product of Gram matrices with
     their diagonals left out, centred as Szekely and Rizzo (2014) do, so CKA is the cosine of such matrices.
     """
     sets, count = states.shape[:2]
-    if count < 4:
+    if count < FEWEST:
         return torch.full((sets, sets), torch.nan, dtype=torch.float64)
     flat = F.normalize(torch.stack([_centred(one.double()).flatten() for one in states]), dim=-1)
     return flat @ flat.T

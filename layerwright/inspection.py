@@ -16,7 +16,7 @@ from .errors import DataError, nearest
 from .inference import Opened
 from .prefixes import applications
 from .surgery import Edit, Unit, blocks, duplicate, remove
-from .sweep import Effect, Order, measure, read_rows
+from .sweep import Effect, Order, check_enough, measure, read_rows
 
 Sort = Literal["remove", "duplicate"]
 EDITS: dict[Sort, Callable[..., Edit]] = {"remove": remove, "duplicate": duplicate}
@@ -109,17 +109,21 @@ class Inspection(BaseModel):
         return [one for one in self.changes if one.change == sort]
 
 
-def inspect(opened: Opened, text: Path, settings: InspectionSettings, *, name: str | None = None) -> Inspection:
+def inspect(
+    opened: Opened, text: Path, settings: InspectionSettings, *, name: str | None = None, imports: Sequence[str] = ()
+) -> Inspection:
     """Measure every removal and duplication of a range of units, and read every hidden state.
 
-    name: what the model is called in the results and the suggested commands; without it, its folder.
+    name: what the model is called in the results and the suggested commands; without it, its folder.  imports: the modules that
+    those commands import, such as for layer kinds of the model that are not ours.
 
     Raises:
         ValueError: settings that do not fit the model.
-        DataError: the text cannot be used, or the tokenizer has no mask token where the model predicts such.
+        DataError: the text cannot be used or is too little, or the tokenizer has no mask token where the model predicts such.
     """
     plan = Plan.of(opened, settings)
     rows = read_rows(opened, text, rows=settings.rows, length=settings.length, seed=settings.seed)
+    check_enough(rows, text)
     found, geometry = measure(opened, rows, plan.orders(), batch=settings.batch, levels=plan.states_of(plan.whole))
     changes = tuple(
         Changed(change=one.sort, start=one.start, stop=one.stop, **found[order_of(one.edit)].model_dump()) for one in plan.changes
@@ -127,6 +131,7 @@ def inspect(opened: Opened, text: Path, settings: InspectionSettings, *, name: s
     run = [plan.whole, *(one.edit for one in plan.changes), *plan.read.values()]
     lenses = [(None, plan.whole), *plan.read.items()]
     name = name or str(opened.folder)
+    words = [name, "--unit", plan.unit, *(word for module in imports for word in ("--import", module))]
     return Inspection(
         model=name,
         head=opened.head,
@@ -142,7 +147,7 @@ def inspect(opened: Opened, text: Path, settings: InspectionSettings, *, name: s
         unedited=found[order_of(plan.whole)],
         changes=changes,
         lenses=tuple(plan.lens(name, edit, found) for name, edit in lenses),
-        suggestions=tuple(suggest(changes, sort, size, f"{shlex.quote(name)} --unit {plan.unit}") for sort, size in plan.sizes),
+        suggestions=tuple(suggest(changes, sort, size, shlex.join(words)) for sort, size in plan.sizes),
         evaluations=applications(list(found)),
         evaluations_whole=sum(map(len, {order_of(edit) for edit in run})),
         left_out=_left_out(opened.head),
@@ -190,7 +195,7 @@ class Plan(NamedTuple):
         units = blocks(arch, unit)
         half = f"{len(units) // 4}:{max(len(units) - len(units) // 4, 1)}"
         read = {text: read_edit(text, arch, unit) for text in settings.edited or (f"duplicate={half}",)}
-        sizes = [read_size(text, len(units)) for text in settings.suggest]
+        sizes = [read_size(text, len(units), unit) for text in settings.suggest]
         return cls(unit, units, Edit(arch, tuple(range(len(arch)))), all_changes(arch, unit), read, sizes)
 
     def states_of(self, edit: Edit) -> list[Order]:
@@ -239,7 +244,7 @@ def read_edit(text: str, arch: Architecture, unit: Unit) -> Edit:
     return EDITS[sort](arch, span, unit=unit)
 
 
-def read_size(text: str, units: int) -> tuple[Sort, int]:
+def read_size(text: str, units: int, unit: Unit) -> tuple[Sort, int]:
     """Read which changes to rank, such as `duplicate=3` for three units in a row.
 
     Raises:
@@ -247,6 +252,8 @@ def read_size(text: str, units: int) -> tuple[Sort, int]:
     """
     sort, written = _split(text)
     most = units - (sort == "remove")
+    if not most:
+        raise ValueError(f"'{text}': the only {unit} cannot be removed")
     if not written.isdecimal() or not 1 <= int(written) <= most:
         raise ValueError(f"'{text}': say how many of the {units} in a row to {sort}, at least 1 and at most {most}")
     return sort, int(written)

@@ -29,7 +29,8 @@ class Original:
     """A model on disk.
 
     family: None where it is one of ours.  key: which head stands on the backbone.  named: the class that it says it is.
-    config: ours.  weights: by our names, in our shapes.  others: what its files hold besides, by the names there.
+    config: ours.  weights: by our names, in our shapes.  others: what its files hold besides, by the names there; unused: which
+    of these are no weights of its class, and why its files hold them.
     """
 
     given: Source
@@ -39,6 +40,7 @@ class Original:
     config: LayerwrightConfig
     weights: Mapping[str, Stored]
     others: Mapping[str, Stored]
+    unused: tuple[str, ...] = ()
 
     @property
     def arch(self) -> Architecture:
@@ -87,7 +89,7 @@ def _of_family(given: Source, family: Family) -> Original:
     found = stored(given.folder)
     pooled = has_pooler(family, key, found)
     build = partial(build_theirs, family, head, config, pooled=pooled)
-    places, _ = match(family, head, shapes_of(build), found)
+    places, unused = match(family, head, shapes_of(build), found)
     others = {name: piece for name, piece in found.items() if name not in places.values()}
     for tied, source in ties(family, head).items():
         if source in places and tied in places and not pieces.same(found[places[source]], found[places[tied]]):
@@ -96,7 +98,7 @@ def _of_family(given: Source, family: Family) -> Original:
     ours = our_config(family, key, config, arch, pooler=pooled)
     shapes = shapes_of(partial(FACES[key].model, ours))
     weights = {name: found[places[their_name(family, head, name)]]._replace(shape=shape) for name, shape in shapes.items()}
-    return Original(given, family, key, named, ours, weights, others)
+    return Original(given, family, key, named, ours, weights, others, tuple(unused))
 
 
 def compare(original: Original, theirs: PreTrainedModel | None = None) -> float | None:

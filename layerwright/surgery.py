@@ -64,11 +64,6 @@ class Edit:
                 raise ValueError(f"the later edit takes {layer} as layer {source}, which is another one in '{own}'")
         return Edit(later.result, tuple(self.sources[one] if isinstance(one, int) else one for one in later.sources))
 
-    @property
-    def grafts(self) -> tuple[Graft, ...]:
-        """The layers of other models."""
-        return tuple(source for source in self.sources if isinstance(source, Graft))
-
 
 def pick(arch: Architecture, *wanted: int | Layer | Graft) -> Edit:
     """Make a backbone of layers of this one (their indices, which may be negative), new ones, and those of other models.

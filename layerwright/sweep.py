@@ -19,7 +19,7 @@ from torch import Tensor
 
 from .console import track
 from .errors import DataError
-from .geometry import cosines, debiased_cka, uniformity
+from .geometry import FEWEST, cosines, debiased_cka, uniformity
 from .heads import MaskedHead
 from .inference import Opened, by_length
 from .layers import Context
@@ -98,6 +98,24 @@ def read_rows(opened: Opened, text: Path, *, rows: int, length: int, seed: int) 
     if not found:
         raise DataError(f"{text} holds no text")
     return found
+
+
+def check_enough(rows: Sequence[Row], text: Path) -> None:
+    """Refuse rows by which the geometry of hidden states would not be numbers.
+
+    Raises:
+        DataError: too few kept tokens can be asked for, or no row has two tokens.
+    """
+    kept = sum(len(row.kept) for row in rows)
+    if kept < FEWEST:
+        raise DataError(
+            f"{text} is too little: of the rows drawn, {kept} kept tokens can be asked for, and hidden states are compared by "
+            f"{FEWEST} at least; give more text, or more of --rows or --length"
+        )
+    if max(len(row.ids) for row in rows) < 2:
+        raise DataError(
+            f"{text} is too little: each row drawn is a single token, and uniformity is that of two; give longer lines"
+        )
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from safetensors.torch import load_file
 from layerwright import checkpoint
 from layerwright.checkpoint import (
     Signals,
+    appearing,
     append_line,
     flatten_optimizer,
     hold,
@@ -309,6 +310,30 @@ def test_a_manifest_that_is_none_is_named(tmp_path, manifest):
     (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(IntegrityError, match=r"manifest\.json is not a manifest"):
         verify_folder(tmp_path)
+
+
+def test_a_folder_that_cannot_get_its_name_leaves_nothing(tmp_path):
+    (tmp_path / "link").symlink_to("gone")
+    with pytest.raises(OSError, match="link"), appearing(tmp_path / "link") as folder:
+        (folder / "weights").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["link"]
+
+
+def test_a_folder_stays_that_what_replaces_it_cannot_get_the_name_of(tmp_path, monkeypatch):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "weights").write_text("old")
+    rename = Path.rename
+
+    def torn(path, to):
+        if path.name == ".model.tmp":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", torn)
+    with pytest.raises(OSError, match="No space left"), appearing(tmp_path / "model") as folder:
+        (folder / "weights").write_text("new")
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    assert (tmp_path / "model" / "weights").read_text() == "old"
 
 
 @pytest.mark.parametrize("failing", ["fsync", "rename", "mkdir"])

@@ -6,6 +6,7 @@ import shutil
 import statistics
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import numpy as np
 import pytest
@@ -228,9 +229,11 @@ def test_the_command_compares_models_and_evaluations_alike(tmp_path, evaluations
     done = [str(evaluations["a"]), str(evaluations["b"])]
     told = CliRunner().invoke(cli.app, ["compare", *done, "--out", str(tmp_path / "runs")])
     assert told.exit_code == 0, told.output
-    for name in ("comparison.json", "comparison.md"):
-        assert (tmp_path / "models" / name).read_text() == (tmp_path / "runs" / name).read_text()
-    table = (tmp_path / "runs/comparison.md").read_text()
+    models, runs = (tmp_path / name for name in ("models", "runs"))
+    assert without_costs(models) == without_costs(runs)
+    table = (runs / "comparison.md").read_text()
+    assert table.partition("What a seed took")[0] == (models / "comparison.md").read_text().partition("What a seed took")[0]
+    assert "MiB, first" in table
     assert "of 3 seeds no p value can be below 0.25" in table
     assert Comparison.model_validate_json((tmp_path / "runs/comparison.json").read_text()) == compared(*map(Path, done))
     told = CliRunner().invoke(
@@ -240,6 +243,28 @@ def test_the_command_compares_models_and_evaluations_alike(tmp_path, evaluations
     models = [str(evaluations["model-a"]), str(evaluations["model-b"])]
     told = CliRunner().invoke(cli.app, ["compare", *models, "--out", str(tmp_path / "none")])
     assert "say which --suite and --source" in str(told.exception)
+
+
+def without_costs(folder: Path) -> list[dict[str, Any]]:
+    found = Comparison.model_validate_json((folder / "comparison.json").read_text())
+    return [task.model_dump(exclude={"seconds", "memory"}) for task in found.tasks]
+
+
+def test_what_seeds_took_is_told_beside(tmp_path, evaluations):
+    both = [shutil.copytree(evaluations[name], tmp_path / name) for name in ("a", "b")]
+    for place, run in enumerate(both):
+        for seed in range(3):
+            path = run / f"RTE/seeds/{seed}/result.json"
+            told = json.loads(path.read_text())
+            assert told["processor_seconds"] > 0
+            assert told["memory"] is None or told["memory"] > 50
+            path.write_text(json.dumps(told | {"processor_seconds": (seed + 1) * (place + 1), "memory": 100.0 + seed * place}))
+    found = compared(*both)
+    rte = found.tasks[1]
+    assert (rte.seconds, rte.memory) == ((2, 4), (100, 102))
+    assert ["RTE", "2", "4", "2.00", "100", "102", "1.02"] in comparison.cost_rows(found)
+    (both[0] / "RTE/seeds/1/result.json").unlink()
+    assert compared(*both).tasks[1].seconds is None, "it is not known of every seed"
 
 
 def changed(run: Path, to: Path, file: str, change) -> Path:

@@ -16,11 +16,14 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from toys import make_model, quick
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from layerwright import cli_edit
 from layerwright.architecture import Architecture, Layer
+from layerwright.backbone import Backbone
 from layerwright.checkpoint import verify_folder
 from layerwright.cli_edit import plan
 from layerwright.configuration import LayerwrightConfig
@@ -31,6 +34,7 @@ from layerwright.families import FAMILIES
 from layerwright.folders import open_folder
 from layerwright.fresh import moments, weights_of
 from layerwright.handover import save_model
+from layerwright.kernels import plain
 from layerwright.models import FACES, LayerwrightForMaskedLM
 from layerwright.originals import open_original
 from layerwright.registry import KINDS
@@ -96,6 +100,13 @@ def bits(folder: Path) -> bytes:
     return (folder / "model.safetensors").read_bytes()
 
 
+def run_whole(arch: Architecture, length: int) -> int:
+    """The operations of an architecture, counted by the counter of torch as all of it runs."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad(), plain():
+        Backbone(arch).eval()(torch.zeros(1, length, dtype=torch.long))
+    return counter.get_total_flops()
+
+
 def ids() -> Tensor:
     return torch.randint(2, 40, (2, 11), generator=torch.Generator().manual_seed(5))
 
@@ -152,6 +163,18 @@ def test_what_a_class_does_not_use_and_what_a_configuration_says_besides_is_carr
     for block, source in enumerate(sources):
         own, wanted = (one.bert.encoder.layer[at].output.dense.weight for one, at in ((model, block), (before, source)))
         assert torch.equal(own, wanted)
+
+
+def test_what_another_kind_of_folder_cannot_hold_is_named(tmp_path):
+    draw(transformers.BertForPreTraining(transformers.BertConfig(**SIZES))).save_pretrained(tmp_path / "model")
+    same, other = (plan(str(tmp_path / "model"), [step]) for step in (("remove", "0:2"), ("insert", ("2", "conv[heads=4]"))))
+    assert same.left_out == ()
+    assert {
+        name for line in other.left_out for name in ("bert.pooler.dense.bias", "cls.seq_relationship.weight") if name in line
+    } == {
+        "bert.pooler.dense.bias",
+        "cls.seq_relationship.weight",
+    }
 
 
 def test_old_names_and_weights_stored_twice(tmp_path):
@@ -336,7 +359,9 @@ def test_layers_of_a_model_with_other_words_are_refused(tmp_path):
         ("--insert 4 'conv[kernel=4]'", ValueError, "kernel 4 is even"),
         ("--insert x conv", ValueError, "--insert x conv: 'x' is not a place"),
         ("--insert 99 conv", ValueError, "nothing can stand before layer 99: there are 6"),
-        ("--insert 4 'cnv'", ValueError, "did you mean 'conv'"),
+        ("--insert 4 'cnv'", ValueError, r"^--insert 4 cnv: .*did you mean 'conv'\?\n    32: cnv\n        \^$"),
+        ("--insert 4 ''", ValueError, r"^--insert 4 '': .*no layers\n    32: ?\n +\^$"),
+        ("--insert 4 conv --seed 99999999999999999999", typer.TyperException, "less than or equal to 4611686018427387904"),
         ("--splice wide 0:2", ValueError, "--splice wide 0:2: wide has width=64, and the model that is edited width=32"),
         ("--splice more 0:2", ValueError, "more has vocab=50, and the model that is edited vocab=40"),
         ("--splice nowhere/at/all 0:2", OSError, "nowhere/at/all is no folder"),
@@ -345,6 +370,7 @@ def test_layers_of_a_model_with_other_words_are_refused(tmp_path):
         ("--remove 0 --unit blocks", ValueError, "no unit 'blocks'"),
         ("", ValueError, "no edit is given: --keep, --remove"),
         ("--remove 0 --out model", OSError, "model exists: give a folder that does not"),
+        ("--remove 0 --out model/config.json/x", OSError, "x cannot be written: model/config.json is no folder"),
         ("--remove 0 --remove", typer.TyperException, "requires an argument"),
         ("--insert 4", typer.TyperException, "requires 2 arguments"),
     ],
@@ -425,6 +451,29 @@ def test_the_command_follows_the_order_given_and_shows_what_becomes_of_each_laye
     own = load_file(tmp_path / "model" / "model.safetensors")
     assert torch.equal(found[0], own["bert.encoder.layer.1.output.dense.bias"])
     assert torch.equal(found[1], own["bert.encoder.layer.0.output.dense.bias"])
+
+
+def test_the_largest_seed_is_one_for_new_layers(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    ours(tmp_path / "model")
+    run(f"edit model --insert 6 'conv[heads=4]' --seed {cli_edit.LARGEST_SEED} --out out")
+    verify_folder(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    "steps", [[("grow", "9")], [("insert", ("2", "conv[kernel=5,heads=4] ffn")), ("duplicate", "0:4"), ("remove", "1")]]
+)
+def test_a_layer_is_priced_as_it_stands_in_the_whole(tmp_path, steps):
+    operation = plan(str(ours(tmp_path / "model")), steps)
+    rows, arch = operation.rows(), operation.edit.result
+    assert [row.parameters for row in rows] == [sum(p.numel() for p in part.parameters()) for part in Backbone(arch).layers]
+    for place, row in enumerate(rows):
+        without = arch.with_layers([*arch.layers[:place], *arch.layers[place + 1 :]])
+        assert row.flops == run_whole(arch, operation.length) - run_whole(without, operation.length)
+    assert operation.totals()[1][2:] == (
+        sum(p.numel() for p in Backbone(arch).parameters()),
+        run_whole(arch, operation.length),
+    )
 
 
 MEASURE = """

@@ -303,6 +303,9 @@ def test_a_torn_model_folder(folder, tmp_path):
     model.save_pretrained(tmp_path / "short", state_dict=weights)
     with pytest.raises(IntegrityError, match=r"short lacks 4 weights of its architecture, such as layers\.0\.body\.out\.bias"):
         export(tmp_path / "short", tmp_path / "out")
+    model.save_pretrained(tmp_path / "long", state_dict=model.state_dict() | {"stray": torch.ones(1)})
+    with pytest.raises(IntegrityError, match="long holds 1 weights that its architecture has not, such as stray"):
+        export(tmp_path / "long", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

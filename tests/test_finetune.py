@@ -25,6 +25,7 @@ from layerwright.architecture import Architecture
 from layerwright.backbone import Backbone
 from layerwright.checkpoint import hold
 from layerwright.configuration import LayerwrightConfig
+from layerwright.convert import convert
 from layerwright.errors import DataError, Interrupted, RunInUse, exit_code
 from layerwright.handover import save_model
 from layerwright.models import LayerwrightForSequenceClassification, LayerwrightModel
@@ -249,6 +250,19 @@ def test_a_validation_table_of_another_task_is_refused(tmp_path, model):
     pairs = sentiments(tmp_path / "pairs.tsv", 8, 0, pairs=True)
     with pytest.raises(DataError, match=r"train.tsv has one sentence a row, and .*pairs.tsv two"):
         finetune(model, tmp_path / "run", settings_for(tmp_path, valid=pairs))
+
+
+def test_a_model_of_a_family_is_fine_tuned_as_what_it_is_converted_to(tmp_path):
+    ours = make_model(tmp_path / "made" / "model", Architecture.parse("32 vocab=64 positions=32: 2x(attn[heads=4] ffn)"))
+    convert(ours, tmp_path / "electra", to="electra")
+    settings = settings_for(tmp_path)
+    first, second = (finetune(folder, tmp_path / f"run-{folder.name}", settings) for folder in (ours, tmp_path / "electra"))
+    assert [one.scores for one in first.seeds] == [one.scores for one in second.seeds]
+    assert AutoTokenizer.from_pretrained(tmp_path / "run-electra" / "model")("good")
+    for file in (tmp_path / "electra").glob("*token*"):
+        file.unlink()
+    with pytest.raises(DataError, match=f"there is no tokenizer {tmp_path / 'electra'}"):
+        finetune(tmp_path / "electra", tmp_path / "run", settings)
 
 
 def test_model_folders_that_cannot_be_used_are_refused(tmp_path, model):

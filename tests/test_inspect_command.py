@@ -1,9 +1,11 @@
 """`layerwright inspect` leaves a folder whose files agree, or nothing; what it suggests makes the model that it measured."""
 
 import csv
+import importlib
 import json
 import re
 import shlex
+import sys
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from layerwright.handover import save_model
 from layerwright.inference import open_model
 from layerwright.inspection import Inspection
 from layerwright.models import FACES
+from layerwright.registry import KINDS
 from layerwright.sweep import Effect, final_states, read_rows, readings
 
 TEXT = "the cat sat on a mat\na dog ran and the cat sat on the mat and ran\n\nthe dog\na mat and a cat and a dog\n" * 3
@@ -176,6 +179,50 @@ def test_the_suggested_command_makes_the_model_that_was_measured(model: str, cap
                 assert torch.equal(states, edited.model.backbone(reading.ids, reading.mask).last_hidden_state)
 
 
+KIND = """
+from torch import nn
+
+from layerwright.registry import layer
+
+
+@layer("linear")
+class Linear(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.out = nn.Linear(width, width)
+
+    def forward(self, x, context):
+        return self.out(x)
+"""
+
+
+def test_the_suggested_command_imports_what_the_model_needs(
+    tmp_path: Path, model: str, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def forget() -> None:
+        """Be as a new process, that imports what its command names."""
+        KINDS.pop("linear", None)
+        sys.modules.pop("outside_kind", None)
+
+    monkeypatch.syspath_prepend(tmp_path)
+    Path("outside_kind.py").write_text(KIND)
+    try:
+        importlib.import_module("outside_kind")
+        save_model(
+            Path("other"),
+            FACES["mlm"].model(LayerwrightConfig(architecture="16 vocab=14 positions=16: linear attn ffn")),
+            tokenizer=tokenizer_folder,
+        )
+        forget()
+        run("inspect", "other", "--text", "text.txt", "--out", "found", "--suggest", "remove=1", "--import", "outside_kind")
+        forget()
+        found = Inspection.model_validate_json(Path("found/inspection.json").read_text())
+        assert " --import outside_kind " in found.suggestions[0].command
+        run(*shlex.split(found.suggestions[0].command)[1:])
+    finally:
+        forget()
+
+
 def test_a_model_of_transformers_is_that_which_it_converts_to(model: str, tokenizer_folder: Path):
     torch.manual_seed(5)
     config = BertConfig(
@@ -199,6 +246,18 @@ def test_a_model_of_transformers_is_that_which_it_converts_to(model: str, tokeni
 
 
 @pytest.mark.parametrize(
+    ("tokens", "said"), [(0, "there is no tokenizer in bert"), (14, "the tokenizer of bert has 14 tokens, and the model.* 13")]
+)
+def test_a_model_of_transformers_is_called_by_the_name_given(tokens: int, said: str, model: str, tokenizer_folder: Path):
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    BertForMaskedLM(BertConfig(vocab_size=13, max_position_embeddings=16, **sizes)).save_pretrained("bert")
+    if tokens:
+        PreTrainedTokenizerFast.from_pretrained(tokenizer_folder).save_pretrained("bert")
+    with pytest.raises(DataError, match=f"^{said}"):
+        run("inspect", "bert", "--text", "text.txt", "--out", "found")
+
+
+@pytest.mark.parametrize(
     ("words", "said"),
     [
         ("--suggest dupliate=1", "did you mean 'duplicate'"),
@@ -208,6 +267,8 @@ def test_a_model_of_transformers_is_that_which_it_converts_to(model: str, tokeni
         ("--unit blok", "unit"),
         ("--rows 0", "rows"),
         ("--text nothing.txt", "nothing.txt"),
+        ("--length 3", "is too little: .* 0 kept tokens .* --length"),
+        ("--rows 2", "is too little: .* --rows"),
     ],
 )
 def test_a_mistake_is_named_and_nothing_is_written(words: str, said: str, model: str):
@@ -221,6 +282,25 @@ def test_what_is_there_stays(model: str):
     with pytest.raises(FileExistsError, match="found exists"):
         run("inspect", model, "--text", "text.txt", "--out", "found")
     assert not list(Path("found").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("out", "error", "said"),
+    [
+        ("nowhere", FileExistsError, "nowhere exists"),
+        ("nowhere/found", NotADirectoryError, "nowhere/found cannot be written: nowhere is no folder"),
+        ("text.txt/found", NotADirectoryError, "text.txt/found cannot be written: text.txt is no folder"),
+        ("text.txt/in/found", NotADirectoryError, "text.txt/in/found cannot be written: text.txt is no folder"),
+    ],
+)
+def test_a_folder_that_cannot_be_is_refused_before_the_model_is_opened(
+    out: str, error: type[OSError], said: str, model: str, tmp_path: Path
+):
+    Path("nowhere").symlink_to("gone")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(error, match=said):
+        run("inspect", "no model", "--text", "text.txt", "--out", out)
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 def test_a_tokenizer_without_mask_is_refused_where_tokens_are_masked(model: str, tokenizer_folder: Path):

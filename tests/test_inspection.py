@@ -8,6 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
 from torch import Tensor
 
 from layerwright.architecture import Architecture
@@ -185,6 +186,48 @@ def test_an_inspection_is_json_and_repeats_itself(tmp_path: Path, tokenizer_fold
     one, two = (inspect(model, tmp_path / "text.txt", InspectionSettings(length=16)) for _ in range(2))
     assert one == two
     assert Inspection.model_validate(json.loads(one.model_dump_json())) == one
+
+
+@pytest.mark.parametrize(("head", "lines"), [("mlm", 2), ("mlm", 4), ("backbone", 3), ("rtd", 3)])
+def test_text_by_which_hidden_states_cannot_be_compared_is_refused_before_any_layer_runs(
+    head: str, lines: int, tmp_path: Path, tokenizer_folder: Path
+):
+    """Where tokens are masked, a line of one token has none to keep; else each line has one."""
+    model = opened(tmp_path, tokenizer_folder, head=head)
+    text = tmp_path / "text.txt"
+    line, kept = ("the mat\n", lines) if lines < 4 else ("cat\n", 0)
+    text.write_text(line * lines)
+
+    def forbidden(*_: Any) -> None:
+        raise AssertionError("a layer ran")
+
+    for part in model.model.modules():
+        part.register_forward_hook(forbidden)
+    with pytest.raises(DataError, match=rf"text.txt is too little: .*, {kept} kept tokens .* by 4 at least; give more text"):
+        inspect(model, text, InspectionSettings(length=16))
+
+
+@pytest.mark.parametrize("head", ["mlm", "backbone"])
+def test_the_least_text_that_is_enough_leaves_no_number_out(head: str, tmp_path: Path, tokenizer_folder: Path):
+    model = opened(tmp_path, tokenizer_folder, head=head)
+    (tmp_path / "text.txt").write_text("the mat\na dog\nthe cat\na mat\n")
+    found = inspect(model, tmp_path / "text.txt", InspectionSettings(length=16))
+    assert found.kept == 4
+    assert Inspection.model_validate_json(found.model_dump_json()) == found
+
+
+def test_rows_of_one_token_each_are_refused(tmp_path: Path, tokenizer_folder: Path):
+    model = opened(tmp_path, tokenizer_folder, head="backbone")
+    model.tokenizer.post_processor = TemplateProcessing(single="$A", pair="$A $B:1", special_tokens=[])
+    (tmp_path / "text.txt").write_text("cat\n" * 5)
+    with pytest.raises(DataError, match="each row drawn is a single token"):
+        inspect(model, tmp_path / "text.txt", InspectionSettings(length=16))
+
+
+def test_the_only_unit_is_not_removed(tmp_path: Path, tokenizer_folder: Path):
+    model = opened(tmp_path, tokenizer_folder, "16 vocab=14 positions=16: attn ffn")
+    with pytest.raises(ValueError, match="'remove=1': the only block cannot be removed"):
+        inspect(model, tmp_path / "text.txt", InspectionSettings(length=16, suggest=("remove=1",)))
 
 
 def test_bad_settings_name_what_is_wrong(tmp_path: Path, tokenizer_folder: Path):

@@ -27,6 +27,7 @@ from layerwright.dense import packing
 from layerwright.encoder import share
 from layerwright.errors import Interrupted, nearest
 from layerwright.handover import model_card, model_of, save_model
+from layerwright.memory import most_memory, release_memory, watch_memory
 from layerwright.settings import write_atomically
 from layerwright.tasks.choices import ChoiceForm
 from layerwright.tasks.classification import ClassForm, layer_scale
@@ -162,7 +163,9 @@ class _Run:
 
     def _learn(self, seed: int, folder: Path, after_step: Callable[[Report], None]) -> SeedResult:
         """Learn with a seed and seal its folder."""
-        began, settings = time.monotonic(), self.settings
+        began, worked, settings = time.monotonic(), time.process_time(), self.settings
+        release_memory()
+        watch_memory()
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         objective = self._objective(seed)
@@ -188,8 +191,10 @@ class _Run:
             loss=statistics.fmean(losses[-len(epochs[0]) :]),
             padding=self.train.padding([places for batches in epochs for places in batches]),
             padding_scored=self.scored["valid"].padding(self.scored["valid"].in_order(settings.batch)),
-            seconds=time.monotonic() - began,
             also=self._predict_others(objective, form, folder),
+            seconds=time.monotonic() - began,
+            processor_seconds=time.process_time() - worked,
+            memory=most_memory(),
             config=json.loads(json.dumps(form.config())),  # as it comes back from result.json
         )
         save_file(self._weights(objective), folder / WEIGHTS)

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from layerwright.architecture import Architecture
+from layerwright.convert import as_ours
 from layerwright.encoder import LayerwrightModel
 from layerwright.errors import DataError
 from layerwright.folders import class_names, open_folder, open_tokenizer
@@ -41,14 +42,15 @@ class Pretrained(NamedTuple):
 
 
 def open_model(folder: Path) -> Pretrained:
-    """Load a model folder.
+    """Load a model folder of ours, or of a family that converts.
 
     Raises:
         ValueError: it is none.
         IntegrityError: it is torn or altered.
         DataError: the tokenizer is missing, cannot be used, or does not fit the model.
     """
-    model = open_folder(folder)
+    with as_ours(folder) as own:
+        model = open_folder(own)
     head = next(name for name, face in FACES.items() if face.model is type(model))
     backbone = model.backbone if isinstance(model, ModelWithHead) else model
     assert isinstance(backbone, LayerwrightModel)

@@ -15,8 +15,9 @@ class SeedResult(BaseModel):
     """What a seed came to on the validation examples after its last epoch.
 
     learned: False if it predicts the same for every row.  loss: mean of the last epoch.  padding, padding_scored: shares of the
-    tokens it learned from, and of those of the validation examples.  also: scores on other splits that have labels.  config: what
-    the model folder says of the task.
+    tokens it learned from, and of those of the validation examples.  seconds: on the clock.  processor_seconds: of all cores
+    together.  memory: MiB that the process held at most, None where the system does not say.  also: scores on other splits that
+    have labels.  config: what the model folder says of the task.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -28,6 +29,8 @@ class SeedResult(BaseModel):
     padding: float
     padding_scored: float | None = None
     seconds: float
+    processor_seconds: float | None = None
+    memory: float | None = None
     also: dict[str, dict[str, float]] = {}
     config: dict[str, Any] = {}
 
