@@ -76,7 +76,7 @@ def variants(found: dict[str, Any], size: int) -> dict[str, list[str]]:
 
 
 def judge(folder: Path, model: str, options: list[str], chosen: argparse.Namespace) -> dict[str, Any]:
-    """Edit and fine-tune one variant, unless that is done; return what fine-tuning took."""
+    """Edit and fine-tune one variant, unless that is done; return what fine-tuning took, if it was done at one go."""
     edited, cost = folder / "model", folder / "cost.json"
     if not edited.exists():
         command(
@@ -87,8 +87,10 @@ def judge(folder: Path, model: str, options: list[str], chosen: argparse.Namespa
     if not cost.exists():
         numbers = ["--set", "numbers.precision=bf16", "--set", "numbers.epochs=3", "--set", "numbers.length=128"]
         given = ["--suite", TASKS, "--source", os.environ["LAYERWRIGHT_DATA"], "--protocol", "bert", "--seeds", chosen.seeds]
+        begun = (folder / "scores").exists()
         took = command("evaluate", edited, *given, *numbers, "--out", folder / "scores")
-        cost.write_text(json.dumps(took), encoding="utf-8")
+        # What was learned before a run was cut off is not in what the rest of it took.
+        cost.write_text(json.dumps({} if begun else took), encoding="utf-8")
     found: dict[str, Any] = json.loads(cost.read_text(encoding="utf-8"))
     return found
 
