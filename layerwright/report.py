@@ -85,7 +85,8 @@ def _headline(found: Findings) -> str:
     else:
         return section("No winner", missing("No candidate has a score."), _key_numbers(found))
     corpus = quote(str(found.corpus.get("folder") or "CORPUS"))
-    command = f"layerwright pretrain --arch {_quoted(arch)} --corpus {corpus} --out RUN"
+    objective = quote(str(found.settings.get("objective") or "rtd"))
+    command = f"layerwright pretrain --arch {_quoted(arch)} --corpus {corpus} --objective {objective} --steps N --out RUN"
     drawn = strip_of(arch) + kinds([arch])
     return section(heading, drawn, f'<p class="lead">{escape(said)}</p>', copyable(arch), copyable(command), _key_numbers(found))
 

@@ -166,6 +166,7 @@ def test_the_command_to_paste_gives_the_shell_the_architecture(tmp_path: Path):
     words = shlex.split(line)
     assert Architecture.parse(words[words.index("--arch") + 1]) == Architecture.parse("32 vocab=64: conv attn ffn conv")
     assert words[words.index("--corpus") + 1] == "my corpus"
+    assert {"--objective", "--steps"} <= set(words), "without them it trains something else, or not at all"
 
 
 def test_every_candidate_is_drawn_once_a_chart_and_the_front_is_ringed(tmp_path: Path):
