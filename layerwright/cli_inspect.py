@@ -3,13 +3,12 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
 
 from .console import say, table, warn
-from .convert import convert, family_of, find
+from .convert import converted, family_of, find
 from .editing import refuse_existing
 from .errors import DataError
 from .inference import Opened, open_model
@@ -84,19 +83,17 @@ def opened(model: str) -> Iterator[Opened]:
         DataError: its tokenizer is missing or cannot be used.
     """
     source = find(model)
-    if family_of(source) is None:
+    if (family := family_of(source)) is None:
         yield open_model(source.folder, list(FACES))
         return
     if source.tokenizer() is None:
         raise DataError(f"there is no tokenizer in {model}")
-    with TemporaryDirectory() as folder:
-        converted = Path(folder) / "model"
-        convert(model, converted)
+    with converted(source, family) as own:
         try:
-            one = open_model(converted, list(FACES))
+            one = open_model(own, list(FACES))
         except DataError as error:
             # Whoever reads it knows the model by the name they gave, not by a folder that is gone by then.
-            raise DataError(str(error).replace(str(converted), model)) from None
+            raise DataError(str(error).replace(str(own), model)) from None
         yield one
 
 

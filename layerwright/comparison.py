@@ -164,24 +164,20 @@ def _difference(one: TaskScores, other: TaskScores, first: Path, second: Path, s
         over_rows=rows,
         note="; ".join(filter(None, (by_model, note))),
         metrics={name: over_seeds(*values[name]) for name in others},
-        seconds=_cost("processor_seconds", statistics.median, seeds, (first, second)),
-        memory=_cost("memory", max, seeds, (first, second)),
+        **_costs(seeds, (first, second)),
     )
 
 
-def _cost(
-    what: str, of_all: Callable[[list[float]], float], seeds: Sequence[int], runs: tuple[Path, Path]
-) -> tuple[float, float] | None:
-    """Return what a seed took with both models, None where a run does not say."""
-    found = []
-    for run in runs:
-        paths = [run / "seeds" / str(seed) / "result.json" for seed in seeds]
-        told = [json.loads(path.read_text(encoding="utf-8")).get(what) if path.is_file() else None for path in paths]
-        known = [value for value in told if value is not None]
-        if len(known) < len(told):
-            return None
-        found.append(of_all(known))
-    return found[0], found[1]
+def _costs(seeds: Sequence[int], runs: tuple[Path, Path]) -> dict[str, Any]:
+    """Return what a seed took with both models, None where a run does not say of each."""
+    paths = [[run / "seeds" / str(seed) / "result.json" for seed in seeds] for run in runs]
+    told = [[json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {} for path in both] for both in paths]
+
+    def of_both(what: str, of_all: Callable[[list[Any]], float]) -> tuple[float, ...] | None:
+        values = [[result.get(what) for result in results] for results in told]
+        return None if any(None in known for known in values) else tuple(map(of_all, values))
+
+    return {"seconds": of_both("processor_seconds", statistics.median), "memory": of_both("memory", max)}
 
 
 def _check_numbers(one: TaskScores, other: TaskScores) -> str:

@@ -113,11 +113,21 @@ def as_ours(folder: Path) -> Iterator[Path]:
 
     Raises: as `convert` does.
     """
-    if (folder / "config.json").is_file() and read_json(folder, "config.json").get("model_type") in FAMILIES:
-        with TemporaryDirectory() as converted:
-            yield convert(folder, Path(converted) / "model").folder
+    if (folder / "config.json").is_file() and (given := find(folder)).settings.get("model_type") in FAMILIES:
+        with converted(given, FAMILIES[given.settings["model_type"]]) as own:
+            yield own
     else:
         yield folder
+
+
+@contextmanager
+def converted(given: Source, family: Family) -> Iterator[Path]:
+    """Lend what a model of a family is converted to, which is gone after the block.
+
+    Raises: as `convert` does.
+    """
+    with TemporaryDirectory() as folder:
+        yield _inward(given, family, Path(folder) / "model").folder
 
 
 def find(source: str | Path) -> Source:
