@@ -70,12 +70,11 @@ def variants(found: dict[str, Any], size: int) -> dict[str, list[str]]:
     }
 
 
-def judge(folder: Path, model: str, options: list[str], chosen: argparse.Namespace) -> None:
+def judge(folder: Path, model: Path, options: list[str], chosen: argparse.Namespace) -> None:
     """Edit and fine-tune one variant, or what of that is not done; what seeds took is told where they are compared."""
-    edited = folder / "model"
-    if not edited.exists():
-        made = ["edit", model, "--unit", "block", "--to", "layerwright", *options] if options else ["convert", model]
-        command(*made, "--out", edited)
+    edited = folder / "model" if options else model
+    if options and not edited.exists():
+        command("edit", model, "--unit", "block", "--to", "layerwright", *options, "--out", edited)
     if not (folder / "scores" / "results.json").exists():
         told = {"precision": "bf16", "epochs": 3, "length": 128, "rate": chosen.rate}
         numbers = [word for name, value in told.items() for word in ("--set", f"numbers.{name}={value}")]
@@ -104,7 +103,7 @@ def main() -> None:
         kept: dict[str, Any] = {"inspection": facts(found), "variants": {}}
         for variant, options in variants(found, chosen.size).items():
             folder = root / variant.replace(" ", "-").replace(":", "-").replace(",", "")
-            judge(folder, model, options, chosen)
+            judge(folder, Path(model), options, chosen)
             entry: dict[str, Any] = {"options": options}
             if options:
                 command("compare", root / "as-it-is" / "scores", folder / "scores", "--out", folder / "against")
