@@ -1,42 +1,41 @@
-"""Keep the memory of a process as a training wants it, where the C library is glibc, and tell how much it took.
+"""Keep the memory of a process as a training wants it, and tell how much it took.
 
 What a step frees the next one takes again, at other sizes in another order.  A library that returned it to the system would
-get it back as pages to be zeroed (2 % of a step, more with larger tensors); and a processor finds its way in few large pages
-quicker than in many small ones (2 to 4 %).
+get it back as pages to be zeroed (2 % of a step, more with larger tensors); a processor finds its way in few large pages quicker
+than in many small ones (2 to 4 %); and tensors want a place of their own (`passes/memory.cpp`).
 """
 
 import ctypes
 import os
 from pathlib import Path
+from typing import Any
 
-PAGE = 2 << 20  # bytes of a large page
-TRIM_THRESHOLD, MMAP_MAX, MXFAST = -1, -4, 1  # of mallopt(3)
-HUGE = 14  # of madvise(2)
+from . import native
+
+TRIM_THRESHOLD, MMAP_MAX = -1, -4  # of mallopt(3)
 
 
 def keep_memory() -> None:
-    """Keep freed memory for the next step, and ask for large pages; the process holds its peak until it ends."""
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "mallopt"):
-        return
-    for parameter, value in ((TRIM_THRESHOLD, -1), (MMAP_MAX, 0), (MXFAST, 0)):
-        libc.mallopt(parameter, value)
-    # A block as large as half of the machine's memory, which is nowhere until it is written to.  Freed, it stays the end of
-    # the heap, from which all that follows is taken, with the advice about its pages.
-    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
-    libc.madvise.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-    place = libc.malloc(ctypes.c_size_t(size))
-    if place:
-        libc.madvise(-(-place // PAGE) * PAGE, size - PAGE, HUGE)
-        libc.free(place)
+    """Keep freed memory for the next step, and take tensors from large pages; the process holds its peak until `release_memory`.
+
+    It does what the machine allows: the first wants glibc, the second what `native` builds.
+    """
+    libc, library = ctypes.CDLL(None), native.library()
+    _call(libc, "mallopt", TRIM_THRESHOLD, -1)
+    _call(libc, "mallopt", MMAP_MAX, 0)
+    # Addresses for half of the machine's memory, which is nowhere until it is written to.
+    _call(library, "keep_tensors", ctypes.c_int64(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2))
 
 
 def release_memory() -> None:
     """Give back what is freed: to those who run after a training, what it kept is of no use."""
-    libc = ctypes.CDLL(None)
-    if hasattr(libc, "malloc_trim"):
-        libc.malloc_trim(ctypes.c_size_t(0))
+    _call(ctypes.CDLL(None), "malloc_trim", ctypes.c_size_t(0))
+    _call(native.library(), "release_tensors")
+
+
+def _call(library: ctypes.CDLL | None, name: str, *values: Any) -> None:
+    if hasattr(library, name):
+        getattr(library, name)(*values)
 
 
 def watch_memory() -> None:

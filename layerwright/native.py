@@ -1,4 +1,4 @@
-"""Build the passes over memory in `passes/` with the compiler of the machine, once, and call them on tensors.
+"""Build what is in `passes/` with the compiler of the machine, once: passes over memory, to call on tensors, and their memory.
 
 The first call takes some seconds; what was built is kept in the cache folder of the user, under a name that depends on the
 source, the compiler and the processor; the variable LAYERWRIGHT_NATIVE names another folder.  Where it is 0, or there is no
@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SOURCES = Path(__file__).parent / "passes"
+SOURCES, TORCH = Path(__file__).parent / "passes", Path(torch.__file__).parent
 FLAGS = ("-std=c++20", "-O3", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 FOLDER = "LAYERWRIGHT_NATIVE"
 NUMBERS = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
@@ -52,9 +52,14 @@ def library() -> ctypes.CDLL | None:
 
 
 def _built(compiler: str) -> Path:
-    sources, flags = sorted(SOURCES.iterdir()), (*FLAGS, "-mcpu=native" if platform.machine() == "aarch64" else "-march=native")
+    sources, flags = sorted(SOURCES.iterdir()), [*FLAGS, "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"]
+    if (TORCH / "include" / "c10").is_dir():
+        flags += [f"-I{TORCH / 'include'}", f"-L{TORCH / 'lib'}", "-lc10"]
+    else:  # as some distributions package it
+        sources.remove(SOURCES / "memory.cpp")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
-    known = [*(source.read_bytes() for source in sources), version, _processor().encode(), " ".join(flags).encode()]
+    texts = [source.read_bytes() for source in sources]
+    known = [*texts, version, _processor().encode(), " ".join(flags).encode(), torch.__version__.encode()]
     mark = hashlib.sha256(b"\0".join(known)).hexdigest()[:16]
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(os.environ.get(FOLDER) or cache_home / "layerwright")
@@ -64,7 +69,7 @@ def _built(compiler: str) -> Path:
         with TemporaryDirectory(dir=folder) as scratch:
             made = Path(scratch) / target.name
             files = [str(source) for source in sources if source.suffix == ".cpp"]
-            subprocess.run([compiler, *flags, *files, "-o", str(made)], capture_output=True, check=True)
+            subprocess.run([compiler, *files, *flags, "-o", str(made)], capture_output=True, check=True)
             made.replace(target)
     return target
 

@@ -13,7 +13,6 @@ from layerwright.backbone import Backbone
 from layerwright.batches import Batch
 from layerwright.kernels import add_norm, attend, convolve, depthwise, drop, noise, pick, plain, settle, surprise
 from layerwright.layers import Context, convolution
-from layerwright.memory import keep_memory
 from layerwright.objectives import MaskedLM, ReplacedTokenDetection
 from layerwright.vocabulary import Special
 
@@ -342,8 +341,3 @@ def test_the_fast_paths_are_for_eager_tensors_on_cpu():
     with plain():
         assert not kernels.fast(torch.ones(1))
     assert kernels.fast(torch.ones(1))
-
-
-def test_memory_that_is_kept_is_used_again():
-    keep_memory()
-    assert torch.ones(10_000_000).sum() == 10_000_000

@@ -1,0 +1,142 @@
+// Memory of tensors: one stretch of addresses of their own, from which the smallest free block that is large enough is taken.
+//
+// A step takes and gives back thousands of tensors, and meanwhile things are made that stay, such as what oneDNN prepares for
+// products of a new size.  In a heap for both, these come to lie between the tensors, and part what the tensors leave in ever
+// more pieces, which the C library looks through one by one.  Here what tensors leave grows together again, and a block is found
+// in logarithmic time.
+#include <c10/core/Allocator.h>
+#include <c10/core/CPUAllocator.h>
+#include <pthread.h>
+#include <sys/mman.h>
+
+#include <cstdint>
+#include <iterator>
+#include <map>
+#include <mutex>
+#include <set>
+#include <utility>
+
+namespace {
+
+constexpr size_t PAGE = 1 << 12;  // bytes; what is smaller is taken where it was before
+constexpr size_t STEP = 1 << 7;   // two lines of the cache: no operation asks for more of a place
+const c10::Device CPU(c10::DeviceType::CPU);
+
+class Stretch final : public c10::Allocator {
+  public:
+    Stretch(char* place, size_t size, c10::Allocator* before) : begin_(place), end_(place + size), before_(before) {
+        add(place, size);
+    }
+
+    c10::DataPtr allocate(size_t size) override {
+        char* place = size < PAGE ? nullptr : take((size + STEP - 1) / STEP * STEP);
+        if (place == nullptr) return before_->allocate(size);
+        return {place, place, &give_back, CPU};
+    }
+
+    c10::DeleterFnPtr raw_deleter() const override { return &give_back; }
+
+    void copy_data(void* to, const void* from, std::size_t count) const override { default_copy_data(to, from, count); }
+
+    void lock() { mutex_.lock(); }
+    void unlock() { mutex_.unlock(); }
+
+    // Hand pages of free blocks to the system; they come back as zeros when they are written to.
+    void release() {
+        const std::lock_guard<Stretch> held(*this);
+        for (const auto& [size, place] : free_) {
+            // The stretch begins with a page, so pages are counted from there.
+            const size_t first = (place - begin_ + PAGE - 1) / PAGE * PAGE, last = (place - begin_ + size) / PAGE * PAGE;
+            if (first < last) madvise(begin_ + first, last - first, MADV_DONTNEED);
+        }
+    }
+
+    static Stretch* only;
+
+  private:
+    struct Block {
+        size_t size;
+        bool free;
+    };
+
+    char* take(size_t size) {
+        const std::lock_guard<Stretch> held(*this);
+        const auto found = free_.lower_bound({size, nullptr});
+        if (found == free_.end()) return nullptr;
+        const auto [whole, place] = *found;
+        free_.erase(found);
+        blocks_[place] = {size, false};
+        told(place, static_cast<int64_t>(size));
+        if (whole > size) add(place + size, whole - size);
+        return place;
+    }
+
+    void add(char* place, size_t size) {
+        blocks_[place] = {size, true};
+        free_.emplace(size, place);
+    }
+
+    void give(char* place) {
+        const std::lock_guard<Stretch> held(*this);
+        auto at = blocks_.find(place);
+        size_t size = at->second.size;
+        told(place, -static_cast<int64_t>(size));
+        const auto next = std::next(at);
+        if (next != blocks_.end() && next->second.free) {
+            size += next->second.size;
+            free_.erase({next->second.size, next->first});
+            blocks_.erase(next);
+        }
+        if (at != blocks_.begin()) {
+            const auto previous = std::prev(at);
+            if (previous->second.free) {
+                free_.erase({previous->second.size, previous->first});
+                size += previous->second.size;
+                place = previous->first;
+                blocks_.erase(at);
+            }
+        }
+        add(place, size);
+    }
+
+    // What PyTorch's profiler asks of whoever hands out memory.
+    void told(char* place, int64_t size) {
+        taken_ += size;
+        c10::reportMemoryUsageToProfiler(place, size, taken_, end_ - begin_, CPU);
+    }
+
+    static void give_back(void* data) {
+        char* place = static_cast<char*>(data);
+        if (place >= only->begin_ && place < only->end_) {
+            only->give(place);
+        } else {
+            only->before_->raw_deleter()(data);
+        }
+    }
+
+    char *begin_, *end_;
+    c10::Allocator* before_;
+    size_t taken_ = 0;
+    std::mutex mutex_;
+    std::map<char*, Block> blocks_;             // all, by place
+    std::set<std::pair<size_t, char*>> free_;  // the free ones, the smallest first
+};
+
+Stretch* Stretch::only = nullptr;
+
+}  // namespace
+
+// Take tensors from a stretch of so many bytes from now on; of no effect a second time, or where the system has no such stretch.
+extern "C" void keep_tensors(int64_t size) {
+    if (Stretch::only != nullptr) return;
+    void* place = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (place == MAP_FAILED) return;
+    madvise(place, size, MADV_HUGEPAGE);
+    Stretch::only = new Stretch(static_cast<char*>(place), size, c10::GetCPUAllocator());
+    pthread_atfork([] { Stretch::only->lock(); }, [] { Stretch::only->unlock(); }, [] { Stretch::only->unlock(); });
+    c10::SetCPUAllocator(Stretch::only);
+}
+
+extern "C" void release_tensors() {
+    if (Stretch::only != nullptr) Stretch::only->release();
+}
