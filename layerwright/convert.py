@@ -113,11 +113,13 @@ def as_ours(folder: Path) -> Iterator[Path]:
 
     Raises: as `convert` does.
     """
-    if (folder / "config.json").is_file() and (given := find(folder)).settings.get("model_type") in FAMILIES:
-        with converted(given, FAMILIES[given.settings["model_type"]]) as own:
-            yield own
-    else:
+    given = find(folder) if (folder / "config.json").is_file() else None
+    family = FAMILIES.get(str(given.settings.get("model_type"))) if given else None
+    if given is None or family is None:
         yield folder
+        return
+    with converted(given, family) as own:
+        yield own
 
 
 @contextmanager

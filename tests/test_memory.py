@@ -21,7 +21,7 @@ needs_compiler = pytest.mark.skipif(
 
 def script(text: str) -> str:
     """Run Python in a process of its own, whose tensors are only those of the text, and return what it printed."""
-    opening = "import torch\nfrom layerwright.memory import keep_memory, release_memory\nkeep_memory()\n"
+    opening = "import torch\nfrom layerwright.memory import keep_memory\nbefore = torch.ones(1 << 16)\nkeep_memory()\n"
     return subprocess.run([sys.executable, "-c", opening + text], capture_output=True, text=True, check=True).stdout
 
 
@@ -108,11 +108,12 @@ def test_pages_of_what_is_free_go_back():
 @needs_compiler
 def test_what_was_there_before_is_given_back_where_it_came_from():
     told = script("""
+before.untyped_storage().resize_(1 << 20)
 small = [torch.ones(8) for _ in range(100)]
 storage = torch.ones(1 << 16).untyped_storage()
 storage.resize_(1 << 20)
 storage.resize_(16)
-del small, storage
+del before, small, storage
 print(torch.ones(1 << 16).sum().item())
 """)
     assert float(told) == 1 << 16
@@ -131,6 +132,7 @@ if os.fork() == 0:
     os.write(write, str(int(mine.sum() + kept.sum())).encode())
     os._exit(0)
 print(os.read(read, 100).decode(), int(kept.sum()))
+os.wait()
 """)
     assert told.split() == [str(1 << 18), str((1 << 16) * ((1 << 16) - 1) // 2)]
 

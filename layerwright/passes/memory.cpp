@@ -43,7 +43,7 @@ class Stretch final : public c10::Allocator {
 
     // Hand pages of free blocks to the system; they come back as zeros when they are written to.
     void release() {
-        const std::lock_guard<Stretch> held(*this);
+        const std::lock_guard<std::mutex> held(mutex_);
         for (const auto& [size, place] : free_) {
             // The stretch begins with a page, so pages are counted from there.
             const size_t first = (place - begin_ + PAGE - 1) / PAGE * PAGE, last = (place - begin_ + size) / PAGE * PAGE;
@@ -60,7 +60,7 @@ class Stretch final : public c10::Allocator {
     };
 
     char* take(size_t size) {
-        const std::lock_guard<Stretch> held(*this);
+        const std::lock_guard<std::mutex> held(mutex_);
         const auto found = free_.lower_bound({size, nullptr});
         if (found == free_.end()) return nullptr;
         const auto [whole, place] = *found;
@@ -77,7 +77,7 @@ class Stretch final : public c10::Allocator {
     }
 
     void give(char* place) {
-        const std::lock_guard<Stretch> held(*this);
+        const std::lock_guard<std::mutex> held(mutex_);
         auto at = blocks_.find(place);
         size_t size = at->second.size;
         told(place, -static_cast<int64_t>(size));
