@@ -20,17 +20,17 @@ def keep_memory() -> None:
 
     It does what the machine allows: the first wants glibc, the second what `native` builds.
     """
-    libc, library = ctypes.CDLL(None), native.library()
+    libc, library = ctypes.CDLL(None), native.library("memory")
     _call(libc, "mallopt", TRIM_THRESHOLD, -1)
     _call(libc, "mallopt", MMAP_MAX, 0)
-    # Addresses for half of the machine's memory, which is nowhere until it is written to.
+    # Addresses for half of the machine's memory; memory itself is taken when it is written to.
     _call(library, "keep_tensors", ctypes.c_int64(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2))
 
 
 def release_memory() -> None:
     """Give back what is freed: to those who run after a training, what it kept is of no use."""
     _call(ctypes.CDLL(None), "malloc_trim", ctypes.c_size_t(0))
-    _call(native.library(), "release_tensors")
+    _call(native.library("memory"), "release_tensors")
 
 
 def _call(library: ctypes.CDLL | None, name: str, *values: Any) -> None:

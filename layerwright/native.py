@@ -1,8 +1,9 @@
 """Build what is in `passes/` with the compiler of the machine, once: passes over memory, to call on tensors, and their memory.
 
 The first call takes some seconds; what was built is kept in the cache folder of the user, under a name that depends on the
-source, the compiler and the processor; the variable LAYERWRIGHT_NATIVE names another folder.  Where it is 0, or there is no
-compiler, nothing here runs, and `kernels` computes the same from operations of PyTorch.  The passes share PyTorch's threads.
+source, the compiler, the processor and PyTorch's version; the variable LAYERWRIGHT_NATIVE names another folder.  Where it is 0,
+or there is no compiler, nothing here runs, and `kernels` computes the same from operations of PyTorch.  The passes share
+PyTorch's threads.
 """
 
 import ctypes
@@ -15,7 +16,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -38,32 +39,34 @@ def call(name: str, like: Tensor, *arguments: Tensor | int | float | None) -> No
 
 
 @cache
-def library() -> ctypes.CDLL | None:
-    """Return the functions, building them where that was not done yet; None where it cannot be done."""
+def library(part: Literal["passes", "memory"] = "passes") -> ctypes.CDLL | None:
+    """Return the functions of a part, building them where that was not done yet; None where it cannot be done.
+
+    The memory of tensors is a part of its own: it alone wants PyTorch's headers, which some distributions leave out.
+    """
     if os.environ.get(FOLDER) == "0" or platform.system() != "Linux":
         return None
     compiler = shutil.which(os.environ.get("CXX", "g++"))
     if compiler is None:
         return None
     try:
-        return ctypes.CDLL(str(_built(compiler)))
+        return ctypes.CDLL(str(_built(compiler, part)))
     except (OSError, subprocess.CalledProcessError):
         return None
 
 
-def _built(compiler: str) -> Path:
-    sources, flags = sorted(SOURCES.iterdir()), [*FLAGS, "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"]
-    if (TORCH / "include" / "c10").is_dir():
+def _built(compiler: str, part: str) -> Path:
+    memory, flags = SOURCES / "memory.cpp", [*FLAGS, "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"]
+    sources = sorted(source for source in SOURCES.iterdir() if (source == memory) == (part == "memory"))
+    if part == "memory":
         flags += [f"-I{TORCH / 'include'}", f"-L{TORCH / 'lib'}", "-lc10"]
-    else:  # as some distributions package it
-        sources.remove(SOURCES / "memory.cpp")
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout
     texts = [source.read_bytes() for source in sources]
     known = [*texts, version, _processor().encode(), " ".join(flags).encode(), torch.__version__.encode()]
     mark = hashlib.sha256(b"\0".join(known)).hexdigest()[:16]
     cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     folder = Path(os.environ.get(FOLDER) or cache_home / "layerwright")
-    target = folder / f"native-{mark}.so"
+    target = folder / f"{part}-{mark}.so"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryDirectory(dir=folder) as scratch:

@@ -8,8 +8,11 @@
 #include <c10/core/CPUAllocator.h>
 #include <pthread.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
+#include <unistd.h>
 
 #include <cstdint>
+#include <fstream>
 #include <iterator>
 #include <map>
 #include <mutex>
@@ -18,8 +21,8 @@
 
 namespace {
 
-constexpr size_t PAGE = 1 << 12;  // bytes; what is smaller is taken where it was before
-constexpr size_t STEP = 1 << 7;   // two lines of the cache: no operation asks for more of a place
+constexpr size_t LEAST = 1 << 12;  // bytes; what is smaller is taken where it was before
+constexpr size_t STEP = 1 << 7;    // two lines of the cache: no operation asks for more of a place
 const c10::Device CPU(c10::DeviceType::CPU);
 
 class Stretch final : public c10::Allocator {
@@ -29,7 +32,9 @@ class Stretch final : public c10::Allocator {
     }
 
     c10::DataPtr allocate(size_t size) override {
-        char* place = size < PAGE ? nullptr : take((size + STEP - 1) / STEP * STEP);
+        // Too large a size is an error that the one before tells of.
+        const bool fits = size >= LEAST && size <= static_cast<size_t>(end_ - begin_);
+        char* place = fits ? take((size + STEP - 1) / STEP * STEP) : nullptr;
         if (place == nullptr) return before_->allocate(size);
         return {place, place, &give_back, CPU};
     }
@@ -41,12 +46,14 @@ class Stretch final : public c10::Allocator {
     void lock() { mutex_.lock(); }
     void unlock() { mutex_.unlock(); }
 
-    // Hand pages of free blocks to the system; they come back as zeros when they are written to.
+    // Hand pages of free blocks to the system; they come back as zeros when they are touched.
     void release() {
         const std::lock_guard<std::mutex> held(mutex_);
+        // Some processors have pages of 64 KiB, and the system would take the whole page of whatever part it is given.
+        const size_t page = sysconf(_SC_PAGESIZE);
         for (const auto& [size, place] : free_) {
             // The stretch begins with a page, so pages are counted from there.
-            const size_t first = (place - begin_ + PAGE - 1) / PAGE * PAGE, last = (place - begin_ + size) / PAGE * PAGE;
+            const size_t first = (place - begin_ + page - 1) / page * page, last = (place - begin_ + size) / page * page;
             if (first < last) madvise(begin_ + first, last - first, MADV_DONTNEED);
         }
     }
@@ -105,6 +112,7 @@ class Stretch final : public c10::Allocator {
         c10::reportMemoryUsageToProfiler(place, size, taken_, end_ - begin_, CPU);
     }
 
+    // Serves blocks of both, for a tensor does not know which of the two it was given.
     static void give_back(void* data) {
         char* place = static_cast<char*>(data);
         if (place >= only->begin_ && place < only->end_) {
@@ -124,17 +132,34 @@ class Stretch final : public c10::Allocator {
 
 Stretch* Stretch::only = nullptr;
 
-}  // namespace
+// Whether addresses count as memory here, by a limit on the process or for the whole machine: all else would go short of them.
+bool addresses_count() {
+    for (const auto what : {RLIMIT_AS, RLIMIT_DATA}) {
+        rlimit limit;
+        if (getrlimit(what, &limit) != 0 || limit.rlim_cur != RLIM_INFINITY) return true;
+    }
+    constexpr int STRICT = 2;  // as in proc_sys_vm(5)
+    int overcommit = STRICT;
+    std::ifstream("/proc/sys/vm/overcommit_memory") >> overcommit;
+    return overcommit == STRICT;
+}
 
-// Take tensors from a stretch of so many bytes from now on; of no effect a second time, or where the system has no such stretch.
-extern "C" void keep_tensors(int64_t size) {
-    if (Stretch::only != nullptr) return;
+void keep(size_t size) {
+    if (addresses_count()) return;
     void* place = mmap(nullptr, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (place == MAP_FAILED) return;
     madvise(place, size, MADV_HUGEPAGE);
     Stretch::only = new Stretch(static_cast<char*>(place), size, c10::GetCPUAllocator());
     pthread_atfork([] { Stretch::only->lock(); }, [] { Stretch::only->unlock(); }, [] { Stretch::only->unlock(); });
     c10::SetCPUAllocator(Stretch::only);
+}
+
+}  // namespace
+
+// Take tensors from a stretch of so many bytes from now on; of no effect a second time, or where the system has no such stretch.
+extern "C" void keep_tensors(int64_t size) {
+    static std::once_flag once;
+    std::call_once(once, keep, size);
 }
 
 extern "C" void release_tensors() {
