@@ -23,6 +23,8 @@ from .errors import TextError, nearest
 from .grammar import Word, fold, spell, spell_layer
 from .registry import KINDS, LARGEST, OptionError, Value, complete, usual
 
+LAYERS = 4_096  # far beyond any encoder that was ever trained: past it lies a slip, or someone who wants this machine's memory
+
 
 @dataclass(frozen=True)
 class Layer:

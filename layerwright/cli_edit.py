@@ -16,7 +16,7 @@ from .console import say, table, warn
 from .editing import TARGETS, Operation, refuse_existing
 from .options import DryRun, Imports, import_modules
 from .originals import Original, open_original
-from .parity import TOLERANCE
+from .parity import spelled
 from .rewriting import write
 from .surgery import UNITS, Edit, Unit, pick
 
@@ -128,7 +128,8 @@ def edit_command(
     done = write(operation, out)
     say(f"model       {done.folder}\nclass       {done.result}")
     if done.difference is not None:
-        say(f"difference  {done.difference:.1e} at most between transformers and ours ({TOLERANCE:.0e} allowed)")
+        of = f", of {operation.original.given.name}" if operation.target.family is None else ""
+        say(f"difference  {spelled(done.difference, f'between transformers and ours{of}')}")
 
 
 def plan(model: str, steps: list[Step], *, unit: Unit = "layer", **manner: Any) -> Operation:
@@ -168,8 +169,10 @@ def _show(operation: Operation) -> None:
         warn(f"note        {line}")
     for line in operation.left_out:
         warn(f"left out    {line}")
-    if original.given.tokenizer() is None:
-        warn(f"note        {original.given.name} has no tokenizer")
+    for one in (original, *operation.grafts.values()):
+        if one.given.tokenizer() is None:
+            more = ": whether its vocabulary is the same is not known" if operation.grafts else ""
+            warn(f"note        {one.given.name} has no tokenizer{more}")
 
 
 def _spans(change: Callable[..., Edit]) -> Callable[..., Edit]:

@@ -114,5 +114,6 @@ def show(found: Inspection) -> None:
         warn(f"note    {line}")
     for one in found.suggestions:
         best = [[f"{each.start}:{each.stop}", *(written(measure, each) for measure in shown)] for each in one.ranked[:SHOWN]]
-        table(f"Ranges of {one.size} to {one.change}, best first", [f"{found.unit}s", *heads], best)
+        more = f", {SHOWN} of {len(one.ranked)}" if len(one.ranked) > SHOWN else ""
+        table(f"Ranges of {one.size} to {one.change}, best first{more}", [f"{found.unit}s", *heads], best)
         say(f"{ranked_by(one)}\n{one.command}")

@@ -67,7 +67,7 @@ def convert_command(
 def _print_conversion(done: Conversion) -> None:
     say(
         f"{done.source} -> {done.result}\n{done.arch}\n\nmodel       {done.folder}\n"
-        f"difference  {done.difference:.1e} at most, in hidden states and logits ({parity.TOLERANCE:.0e} allowed)"
+        f"difference  {parity.spelled(done.difference, 'in hidden states and logits')}"
     )
     for line in done.dropped:
         warn(f"left out    {line}")

@@ -34,6 +34,8 @@ from .handover import TOKENIZER_FILES, model_card, save_model
 from .models import FACES
 from .weights import match, match_own, read, settle, shapes_of, to_ours, to_theirs
 
+# What sentence-transformers adds to a folder: how states become the vector of a sentence.
+SENTENCES = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json", "[0-9]_*/*", "[0-9][0-9]_*/*")
 KEPT = ("*.json", "*.txt", "*.safetensors", "*.model")  # of a repository of the Hub
 Model = TypeVar("Model", bound=PreTrainedModel)
 
@@ -42,7 +44,7 @@ class Conversion(NamedTuple):
     """What a conversion did.
 
     source, result: the class of model that was read, and the one that was written.  difference: the largest one found.
-    dropped: weights of the source that have no place in the result.  notes: what else its user should know.
+    dropped: what the source holds that has no place in the result.  notes: what else its user should know.
     """
 
     folder: Path
@@ -81,6 +83,19 @@ class Source(NamedTuple):
             if name in files:
                 read_json(self.folder, name)
         return self.folder if files else None
+
+    def of_sentences(self) -> list[str]:
+        """Return the files that make this a model of sentence-transformers, none of which leads elsewhere."""
+        if not (self.folder / SENTENCES[0]).is_file():
+            return []
+        found = [path for pattern in SENTENCES for path in self.folder.glob(pattern) if path.is_file()]
+        names = [path.relative_to(self.folder).as_posix() for path in found]
+        return [name for name in names if inside(self.folder, name)]
+
+    def lost_sentences(self) -> list[str]:
+        """Return what to say where a result cannot be a model of sentence-transformers though this is one."""
+        files = self.of_sentences()
+        return [f"{', '.join(files)}: sentence-transformers reads them for a model of transformers"] if files else []
 
 
 def convert(source: str | Path, out: Path, to: str | None = None) -> Conversion:
@@ -164,7 +179,8 @@ def family_of(given: Source) -> Family | None:
     if kind == LayerwrightConfig.model_type:
         return None
     if kind not in FAMILIES:
-        raise ValueError(f"{given.name} is of model_type {kind!r}{nearest(kind, [*FAMILIES, LayerwrightConfig.model_type])}")
+        known = ", ".join((*FAMILIES, LayerwrightConfig.model_type))
+        raise ValueError(f"{given.name} is of model_type {kind!r}, and those that can be read are {known}")
     return FAMILIES[kind]
 
 
@@ -218,7 +234,8 @@ def _inward(given: Source, family: Family, out: Path) -> Conversion:
     card = model_card(ours, given.name, facts={"converted from": f"{named} of transformers"}, scores={})
     worst = _save(out, ours, tokenizer, card, lambda folder: parity.gap(theirs, reload(face.model, folder, {})))
     notes = [] if tokenizer else ["the source has no tokenizer"]
-    return Conversion(out, named, face.model.__name__, arch, worst, tuple(dropped), tuple(notes))
+    left = (*dropped, *given.lost_sentences())
+    return Conversion(out, named, face.model.__name__, arch, worst, left, tuple(notes))
 
 
 def _outward(given: Source, out: Path, to: str | None) -> Conversion:
@@ -320,7 +337,12 @@ def reload(
     Raises:
         IntegrityError: transformers does not find each weight in it, or finds others.
     """
-    loaded, told = model.from_pretrained(folder, dtype=dtype, output_loading_info=True, use_safetensors=True, **more)
+    before = transformers.logging.get_verbosity()
+    transformers.logging.set_verbosity_error()  # what is missing or too much is told below, and what may be there is no news
+    try:
+        loaded, told = model.from_pretrained(folder, dtype=dtype, output_loading_info=True, use_safetensors=True, **more)
+    finally:
+        transformers.logging.set_verbosity(before)
     for fault in ("missing_keys", "unexpected_keys", "mismatched_keys"):
         if wrong := set(told[fault]) - set(also):
             raise IntegrityError(f"what was written for {model.__name__} has {fault.replace('_', ' ')}: {sorted(wrong)[:3]}")

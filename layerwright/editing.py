@@ -117,7 +117,9 @@ class Operation:
     @property
     def left_out(self) -> tuple[str, ...]:
         """What files of the original hold and those of the result will not, and why; a folder of the same family keeps all."""
-        return () if self.target.family is self.original.family else self.original.unused
+        if self.target.family is self.original.family:
+            return ()
+        return (*self.original.unused, *self.original.given.lost_sentences())
 
     @property
     def length(self) -> int:
@@ -160,7 +162,7 @@ def refuse_existing(out: Path) -> None:
         NotADirectoryError: a part of the path is no folder.
     """
     if os.path.lexists(out):
-        raise FileExistsError(f"{out} exists: give a folder that does not, so that no model is lost")
+        raise FileExistsError(f"{out} exists: give a folder that does not")
     parent = next((folder for folder in out.parents if os.path.lexists(folder)), None)
     if parent is not None and not parent.is_dir():
         raise NotADirectoryError(f"{out} cannot be written: {parent} is no folder")

