@@ -244,9 +244,10 @@ def _uniformity(found: Inspection) -> str:
 
 def _told(found: Inspection) -> str:
     asked = f"In each row {SHARE:.0%} of the tokens are masked; the output layer is asked there and at as many kept ones. "
+    hidden = "the kept tokens that are asked for" if found.masked else f"{SHARE:.0%} of the tokens of each row"
     compared = (
-        "Final states are compared at all real tokens, special ones included, hidden states at the kept tokens that are asked "
-        "for. Where norms come first, a hidden state is read after the last norm, as the output layer reads. "
+        f"Final states are compared at all real tokens, special ones included, hidden states at {hidden}. Where norms come first,"
+        " a hidden state is read after the last norm, as the output layer reads. "
     )
     shared = (
         "Models that begin alike share the states up to where they part: "
