@@ -108,9 +108,10 @@ def main() -> None:
             if options:
                 command("compare", root / "as-it-is" / "scores", folder / "scores", "--out", folder / "against")
                 told = Comparison.model_validate_json((folder / "against" / "comparison.json").read_text(encoding="utf-8"))
-                # A tuple with names has none in JSON.
                 entry["tasks"] = [
-                    one.model_dump(mode="json", exclude={"metrics"}) | {"over_seeds": one.over_seeds._asdict()}
+                    one.model_dump(mode="json", exclude={"metrics"})
+                    # A tuple with names has none in JSON.
+                    | {"over_seeds": one.over_seeds._asdict(), "over_rows": one.over_rows and one.over_rows._asdict()}
                     for one in told.tasks
                 ]
                 entry["mean of tasks"] = told.whole and told.whole._asdict()
