@@ -86,11 +86,10 @@ class Source(NamedTuple):
 
     def of_sentences(self) -> list[str]:
         """Return the files that make this a model of sentence-transformers, none of which leads elsewhere."""
-        if not (self.folder / SENTENCES[0]).is_file():
+        if not (self.folder / "modules.json").is_file():
             return []
-        found = [path for pattern in SENTENCES for path in self.folder.glob(pattern) if path.is_file()]
-        names = [path.relative_to(self.folder).as_posix() for path in found]
-        return [name for name in names if inside(self.folder, name)]
+        found = [path.relative_to(self.folder).as_posix() for pattern in SENTENCES for path in self.folder.glob(pattern)]
+        return [name for name in found if inside(self.folder, name).is_file()]
 
     def lost_sentences(self) -> list[str]:
         """Return what to say where a result cannot be a model of sentence-transformers though this is one."""

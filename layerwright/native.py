@@ -57,7 +57,7 @@ def library(part: Literal["passes", "memory"] = "passes") -> ctypes.CDLL | None:
 
 def _built(compiler: str, part: str) -> Path:
     memory, flags = SOURCES / "memory.cpp", [*FLAGS, "-mcpu=native" if platform.machine() == "aarch64" else "-march=native"]
-    sources = sorted(source for source in SOURCES.iterdir() if (source == memory) == (part == "memory"))
+    sources = [memory] if part == "memory" else sorted(set(SOURCES.iterdir()) - {memory})
     if part == "memory":
         flags += [f"-I{TORCH / 'include'}", f"-L{TORCH / 'lib'}", "-lc10"]
     version = subprocess.run([compiler, "--version"], capture_output=True, check=True).stdout

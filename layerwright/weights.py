@@ -102,7 +102,7 @@ def match_own(wanted: Shapes, found: Mapping[str, Stored], tied: Mapping[str, st
 
 def _check(wanted: Shapes, found: Mapping[str, Stored], missing: Iterable[str]) -> None:
     if lost := sorted(missing):
-        where = "".join(f"{tensor.file.parent}: " for tensor in list(found.values())[:1])
+        where = next((f"{tensor.file.parent}: " for tensor in found.values()), "")
         more = f", and {len(lost) - NAMED} more" if len(lost) > NAMED else ""
         raise IntegrityError(f"{where}the weights lack {', '.join(lost[:NAMED])}{more}")
     for name, tensor in found.items():

@@ -331,6 +331,15 @@ def test_nothing_is_written_where_the_numbers_differ(tmp_path, monkeypatch):
     assert {path.name for path in tmp_path.iterdir()} == {"source", "ours"}
 
 
+def test_a_number_that_is_none_is_a_difference(tmp_path):
+    model = theirs("bert", "mlm")
+    with torch.no_grad():
+        model.cls.predictions.transform.LayerNorm.weight[3] = 3e38  # finite, but not what comes of it
+    with pytest.raises(IntegrityError, match="differ by nan in logits"):
+        convert(written(tmp_path / "source", model), tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()
+
+
 def test_a_weight_that_is_no_number_is_named(tmp_path):
     model = theirs("bert", "mlm")
     with torch.no_grad():

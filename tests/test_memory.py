@@ -105,6 +105,7 @@ def test_pages_of_what_is_free_go_back():
     assert left is not None
     assert held - left > 200  # of 256 MiB
     assert torch.equal(kept, torch.arange(1 << 20))
+    assert torch.zeros(64 << 20).sum() == 0
 
 
 @needs_compiler
