@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
 from . import kernels
-from .native import call, serves
+from .native import call, offers, serves
 
 CHUNK = 1 << 21  # inner states that a backward pass works on together, while they are in the cache
 
@@ -254,29 +254,68 @@ def looking(query: Tensor, length: int, visible: Tensor | None, p: float) -> int
 
 
 def look(query: Tensor, key: Tensor, value: Tensor, to: Tensor, *, heads: int, visible: Tensor | None, drops: Drops) -> Tensor:
-    """Attend, write what comes out [B, L, H*E] into a tensor, and return the weights [B*H, L, L] before dropout."""
+    """Attend, write what comes out [B, L, H*E] into a tensor, and return what `looked` needs of it.
+
+    That is the logarithm of the sum behind each softmax, [B*H, L]; or, where the processor has no products for one pass, all
+    the weights before dropout, [B*H, L, L].
+    """
+    seen, *steps = _seen(visible)
+    if offers("attend", query):
+        parts = [even(x) for x in (query, key, value)]
+        nats = torch.empty(len(query) * heads, query.shape[1])
+        apart = [x.stride(1) for x in (*parts, to)]
+        call("attend", query, *parts, to, nats, seen, *_sizes(query, heads), *apart, *steps, *drops)
+        return nats
     q, k, v = (_split(x, heads) for x in (query, key, value))
     weights = kernels.product(q, k.transpose(1, 2), q.shape[-1] ** -0.5)
     dropped = torch.empty_like(weights) if drops.level else weights
     length, wide = weights.shape[1:]
-    steps = (0, 0)
-    if visible is not None:
-        visible = visible.contiguous()
-        steps = (visible[0].numel() if len(visible) > 1 else 0, wide if visible.shape[2] > 1 else 0)
-    call("softmax", weights, weights, dropped, visible, weights.numel() // wide, wide, heads, length, *steps, *drops)
+    call("softmax", weights, weights, dropped, seen, weights.numel() // wide, wide, heads, length, *steps, *drops)
     _merged(torch.bmm(dropped, v), to)
     return weights
 
 
-def looked(grad: Tensor, inputs: Sequence[Tensor], weights: Tensor, to: Sequence[Tensor], *, heads: int, drops: Drops) -> None:
-    """Write the slopes of query, key and value into tensors, given that of what came out."""
+def looked(
+    grad: Tensor,
+    inputs: Sequence[Tensor],
+    kept: Tensor,
+    to: Sequence[Tensor],
+    *,
+    heads: int,
+    visible: Tensor | None,
+    drops: Drops,
+) -> None:
+    """Write the slopes of query, key and value into tensors that lie alike, given that of what came out."""
+    if kept.dim() == 2:
+        parts = [even(x) for x in (grad, *inputs)]
+        apart = [x.stride(1) for x in (*parts, to[0])]
+        seen, *steps = _seen(visible)
+        call("attend_backward", grad, *parts, kept, *to, seen, *_sizes(grad, heads), *apart, *steps, *drops)
+        return
     q, k, v, g = (_split(x, heads) for x in (*inputs, grad))
     small = q.shape[-1] ** -0.5
-    slope, dropped = torch.bmm(g, v.transpose(1, 2)), torch.empty_like(weights) if drops.level else weights
-    call("softmax_backward", g, slope, weights, dropped, weights[..., 0].numel(), weights.shape[2], *drops)
+    slope, dropped = torch.bmm(g, v.transpose(1, 2)), torch.empty_like(kept) if drops.level else kept
+    call("softmax_backward", g, slope, kept, dropped, kept[..., 0].numel(), kept.shape[2], *drops)
     dq, dk = kernels.product(slope, k, small), kernels.product(slope.transpose(1, 2), q, small)
     for found, place in zip((dq, dk, torch.bmm(dropped.transpose(1, 2), g)), to, strict=True):
         _merged(found, place)
+
+
+def even(x: Tensor) -> Tensor:
+    """Return [B, L, D] with its channels side by side and its tokens evenly apart, as parts of a wider product have them."""
+    return x if x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1) else x.contiguous()
+
+
+def _sizes(x: Tensor, heads: int) -> tuple[int, int, int, int]:
+    return *x.shape[:2], heads, x.shape[2] // heads
+
+
+def _seen(visible: Tensor | None) -> tuple[Tensor | None, int, int]:
+    """Return which keys a query sees, in one piece, and how far the next row and the next query lie; 0 where it is the same."""
+    if visible is None:
+        return None, 0, 0
+    visible = visible.contiguous()
+    return visible, visible[0].numel() if len(visible) > 1 else 0, visible.shape[3] if visible.shape[2] > 1 else 0
 
 
 @lean
@@ -285,19 +324,19 @@ class _Attend(Function):
     def forward(ctx, query, key, value, heads, visible, level):  # type: ignore[no-untyped-def]
         ctx.heads, ctx.drops = heads, Drops.of(level)
         mixed = torch.empty(*query.shape[:2], value.shape[2], dtype=value.dtype)
-        weights = look(query, key, value, mixed, heads=heads, visible=visible, drops=ctx.drops)
+        kept = look(query, key, value, mixed, heads=heads, visible=visible, drops=ctx.drops)
         # What came in, though it must be put in order once more: all of it is in memory anyway, as one product.
-        ctx.save_for_backward(query, key, value, weights)
+        ctx.save_for_backward(query, key, value, kept, visible)
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
-        *inputs, weights = saved
+        *inputs, kept, visible = saved
         sizes = [x.shape[2] for x in inputs]
         # Side by side, as the maps that gave query, key and value want them.
         slopes = torch.empty(*grad.shape[:2], sum(sizes), dtype=grad.dtype).split(sizes, -1)
-        looked(grad, inputs, weights, slopes, heads=ctx.heads, drops=ctx.drops)
+        looked(grad, inputs, kept, slopes, heads=ctx.heads, visible=visible, drops=ctx.drops)
         return *slopes, None, None, None
 
 

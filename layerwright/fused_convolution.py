@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
 from . import kernels
-from .fused import Drops, lean, linear, look, looked, looking, ready, run, stacked, sums
+from .fused import Drops, even, lean, linear, look, looked, looking, ready, run, stacked, sums
 from .native import call
 
 
@@ -29,10 +29,8 @@ def convolve(x: Tensor, logits: Tensor, near: Tensor | None) -> Tensor:
     """
     if not ready(x):
         return kernels.convolve(x, logits, near)
-    # Tokens one behind the other, but perhaps with something else between them.
-    even = x if x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1) else x.contiguous()
     near = None if near is None else near.contiguous()
-    return torch.as_tensor(run(_Convolve, even, logits.to(x.dtype).contiguous(), near))
+    return torch.as_tensor(run(_Convolve, even(x), logits.to(x.dtype).contiguous(), near))
 
 
 def depthwise(x: Tensor, weight: Tensor, near: Tensor | None) -> Tensor:
@@ -148,22 +146,25 @@ class _Mixed(Function):
         logits = linear(product, narrow, biases[5].to(x.dtype)).view(rows, length, heads, -1)
         both, ctx.drops = torch.empty(rows, length, 2 * size, dtype=x.dtype), Drops.of(level)
         attended, convolved = both.split(size, -1)
-        chances = look(query, key, value, attended, heads=heads, visible=visible, drops=ctx.drops)
+        looks = look(query, key, value, attended, heads=heads, visible=visible, drops=ctx.drops)
         kernel = slide(own, logits, near, convolved)
-        ctx.save_for_backward(x, whole, four, span, taps, pointwise, span_key, product, narrow, chances, kernel, both, out, near)
+        ctx.save_for_backward(
+            x, whole, four, span, taps, pointwise, span_key, product, narrow, looks, kernel, both, out, near, visible
+        )
         ctx.heads = heads
         return linear(both.view(rows * length, -1), out, biases[6].to(x.dtype)).view(rows, length, -1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
-        x, whole, four, span, taps, pointwise, span_key, product, narrow, chances, kernel, both, out, near = saved
+        x, whole, four, span, taps, pointwise, span_key, product, narrow, looks, kernel, both, out, near, visible = saved
         size, count = span_key.shape[1], len(span_key)
         grad, slopes = grad.reshape(count, -1), torch.empty_like(four)
         query, key, value, own = four.split(size, -1)
         dboth = linear(grad, out.t()).view(both.shape)
         dattended, dconvolved = dboth.split(size, -1)
-        looked(dattended, (query, key, value), chances, slopes.split(size, -1)[:3], heads=ctx.heads, drops=ctx.drops)
+        inputs, places = (query, key, value), slopes.split(size, -1)[:3]
+        looked(dattended, inputs, looks, places, heads=ctx.heads, visible=visible, drops=ctx.drops)
         dlogits = slid(dconvolved, own, kernel, near, slopes[..., 3 * size :]).view(count, -1)
         dproduct = linear(dlogits, narrow.t())
         flat = slopes.view(count, -1)

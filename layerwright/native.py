@@ -22,7 +22,16 @@ import torch
 from torch import Tensor
 
 SOURCES, TORCH = Path(__file__).parent / "passes", Path(torch.__file__).parent
-FLAGS = ("-std=c++20", "-O3", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
+FLAGS = (
+    "-std=c++20",
+    "-O3",
+    "-mprefer-vector-width=512",
+    "-fopenmp",
+    "-fPIC",
+    "-shared",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+)
 FOLDER = "LAYERWRIGHT_NATIVE"
 NUMBERS = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 
@@ -30,6 +39,11 @@ NUMBERS = {torch.bfloat16: "bfloat16", torch.float32: "float32"}
 def serves(x: Tensor) -> bool:
     """Return whether the functions can be called on such a tensor here."""
     return x.dtype in NUMBERS and x.device.type == "cpu" and library() is not None
+
+
+def offers(name: str, like: Tensor) -> bool:
+    """Return whether a pass can be called for numbers like those of a tensor here: some want instructions that not all have."""
+    return serves(like) and _address(name, like.dtype) is not None
 
 
 def call(name: str, like: Tensor, *arguments: Tensor | int | float | None) -> None:
@@ -83,10 +97,18 @@ def _processor() -> str:
 
 
 @cache
-def _function(name: str, dtype: torch.dtype, kinds: tuple[type, ...]) -> Callable[..., None]:
+def _address(name: str, dtype: torch.dtype) -> int | None:
     passes = library()
     assert passes is not None
-    address = ctypes.c_void_p.in_dll(passes, f"{name}_{NUMBERS[dtype]}").value
+    try:
+        return ctypes.c_void_p.in_dll(passes, f"{name}_{NUMBERS[dtype]}").value
+    except ValueError:
+        return None
+
+
+@cache
+def _function(name: str, dtype: torch.dtype, kinds: tuple[type, ...]) -> Callable[..., None]:
+    address = _address(name, dtype)
     assert address is not None
     # A pointer is as long as a whole number, and None is the one that points nowhere.
     taken: dict[type, Any] = {int: ctypes.c_int64, float: ctypes.c_double, type(None): ctypes.c_void_p}

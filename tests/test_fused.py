@@ -1,6 +1,8 @@
 """The compiled passes against the plain expressions: values, gradients, chance; and where they must not run."""
 
 import os
+import platform
+import shutil
 import subprocess
 import sys
 
@@ -40,6 +42,12 @@ def counted(monkeypatch):
     return names
 
 
+@pytest.mark.skipif(shutil.which(os.environ.get("CXX", "g++")) is None, reason="there is no C++ compiler here")
+def test_the_passes_can_be_compiled():
+    """Else nothing of them would be tested: where they cannot, the forms of `kernels` run, and nobody is told."""
+    assert native.library() is not None
+
+
 def leaf(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape).to(dtype).requires_grad_()
 
@@ -71,7 +79,7 @@ def test_attend_is_attention_over_what_is_visible(dtype, tolerance, context, hea
         return fused.attend(q, k, v, heads=heads, visible=context.visible(), p=0.0)
 
     both_ways(function, *(leaf(3, 9, 6, dtype=dtype) for _ in range(3)), tolerance=tolerance)
-    assert ("softmax" in counted) == (dtype == torch.bfloat16)
+    assert bool({"attend", "softmax"} & set(counted)) == (dtype == torch.bfloat16)
 
 
 @needs_compiler
@@ -257,6 +265,43 @@ def test_slopes_of_attention_with_dropout_are_those_of_differences():
             up, down = ([x + sign * step if at == which else x for at, x in enumerate((q, k, v))] for sign in (1, -1))
             difference = (value(*up) - value(*down)).item() / 2
             assert difference == pytest.approx((grads[which] * step).sum().item(), rel=2e-2, abs=2e-5)
+
+
+TILES, PAIRS = "-mno-amx-tile -mno-amx-bf16", "-mno-avx512bf16"
+
+
+@needs_compiler
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="the instructions left out are those of x86-64")
+@pytest.mark.parametrize("without", ["", TILES, f"{TILES} {PAIRS}", f"{TILES} {PAIRS} -mno-avx512f"])
+def test_attention_is_the_same_by_whatever_products_a_processor_has(without, tmp_path):
+    """In bf16, dropout included, against float32, which hashes the same numbers of the same elements."""
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\nexec g++ "$@" {without}\n')
+    compiler.chmod(0o755)
+    code = f"""
+import torch
+from layerwright import fused, native
+assert native.library() is not None
+for number, (rows, length, heads, size, seen) in enumerate({ATTENDED!r}):
+    torch.manual_seed(number)
+    parts = [torch.randn(rows, length, heads * size).bfloat16() for _ in range(4)]
+    shape = (rows, 1, length if seen == "some" else 1, length)
+    visible = None if seen == "all" else torch.rand(shape) < 0.7
+    found = []
+    for dtype in (torch.bfloat16, torch.float32):
+        torch.manual_seed(number)
+        q, k, v, grad = (part.to(dtype).requires_grad_() for part in parts)
+        y = fused.attend(q, k, v, heads=heads, visible=visible, p=0.3)
+        found.append([y, *torch.autograd.grad(y, (q, k, v), grad)])
+    for mine, exact in zip(*found):
+        assert (mine - exact).norm() <= 1e-2 * exact.norm() + 1e-6, (number, mine, exact)
+"""
+    environment = os.environ | {"CXX": str(compiler), "LAYERWRIGHT_NATIVE": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment)
+
+
+# Rows, tokens, heads, channels of a head, and which tokens a token sees.
+ATTENDED = [(2, 128, 2, 64, "all"), (1, 300, 1, 48, "some"), (3, 9, 4, 5, "keys"), (2, 33, 3, 32, "some"), (1, 1, 1, 1, "all")]
 
 
 @needs_compiler

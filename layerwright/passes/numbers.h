@@ -14,7 +14,7 @@
 #include <type_traits>
 #include <vector>
 
-#ifdef __AVX512BF16__
+#ifdef __AVX512BW__
 #include <immintrin.h>
 #endif
 
@@ -23,6 +23,24 @@ namespace {
 struct bf16 {
     uint16_t bits;
 };
+
+// Sixteen numbers at once.  What runs over a row is written with these and not left to the compiler: it would take lanes for the
+// narrowest number in a loop, and add up what they hold one after the other.
+constexpr int64_t LANES = 16;
+using Lanes = float __attribute__((vector_size(64)));
+using Words = uint32_t __attribute__((vector_size(64)));
+using Halves = uint16_t __attribute__((vector_size(32)));
+
+// As many as there are lanes, known when it is compiled.
+using Full = std::integral_constant<int64_t, LANES>;
+
+// Call `pass` for the numbers of a row, from where and how many: Full, and in the end perhaps fewer.
+template <class Pass>
+inline void across(int64_t width, Pass pass) {
+    int64_t at = 0;
+    for (; at + LANES <= width; at += LANES) pass(at, Full{});
+    if (at < width) pass(at, width - at);
+}
 
 inline float load(float x) { return x; }
 inline float load(bf16 x) { return std::bit_cast<float>(uint32_t(x.bits) << 16); }
@@ -34,34 +52,104 @@ inline void store(bf16& to, float x) {
     to.bits = uint16_t(x == x ? rounded : 0x7fc0);
 }
 
-// Store many at once: processors that have it round sixteen in one instruction, for which loops leave what they found in a buffer.
-inline void put(float* to, const float* from, int64_t count) { std::copy(from, from + count, to); }
-inline void put(bf16* to, const float* from, int64_t count) {
-    int64_t i = 0;
-#ifdef __AVX512BF16__
-    for (; i + 16 <= count; i += 16)
-        _mm256_storeu_si256((__m256i*)(to + i), (__m256i)_mm512_cvtneps_pbh(_mm512_loadu_ps(from + i)));
+inline Lanes lanes(const float* from, Full = {}) {
+    Lanes x;
+    std::memcpy(&x, from, sizeof x);
+    return x;
+}
+inline Lanes lanes(const bf16* from, Full = {}) {
+    Halves half;
+    std::memcpy(&half, from, sizeof half);
+    return (Lanes)(__builtin_convertvector(half, Words) << 16);
+}
+// Fewer, and zeros beyond.
+#ifdef __AVX512BW__
+inline __mmask16 first_of(int64_t count) { return __mmask16((1u << count) - 1); }
+inline Lanes lanes(const float* from, int64_t count) { return (Lanes)_mm512_maskz_loadu_ps(first_of(count), from); }
+inline Lanes lanes(const bf16* from, int64_t count) {
+    return (Lanes)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(first_of(count), from)), 16);
+}
+#else
+template <class T>
+inline Lanes lanes(const T* from, int64_t count) {
+    T some[LANES] = {};
+    std::copy_n(from, count, some);
+    return lanes(some);
+}
 #endif
-#pragma omp simd
-    for (int64_t j = i; j < count; ++j) store(to[j], from[j]);
+
+inline void put(float* to, Lanes x, Full = {}) { std::memcpy(to, &x, sizeof x); }
+inline void put(bf16* to, Lanes x, Full = {}) {
+#ifdef __AVX512BF16__
+    _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
+    const Words bits = (Words)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    const Halves half = __builtin_convertvector(x == x ? rounded : rounded * 0 + 0x7fc0, Halves);
+    std::memcpy(to, &half, sizeof half);
+#endif
+}
+template <class T>
+inline void put(T* to, Lanes x, int64_t count) {
+    T some[LANES];
+    put(some, x);
+    std::copy_n(some, count, to);
+}
+// A row.
+template <class T>
+inline void put(T* to, const float* from, int64_t width) {
+    across(width, [=](int64_t at, auto count) { put(to + at, lanes(from + at, count), count); });
 }
 
+// So many, and something else beyond.
+inline Lanes only(Lanes x, Full, float = 0) { return x; }
+inline Lanes only(Lanes x, int64_t count, float beyond = 0) {
+    for (int64_t i = count; i < LANES; ++i) x[i] = beyond;
+    return x;
+}
+
+// What all lanes hold, halves upon halves.
+template <class Join>
+inline float joined(Lanes x, Join join) {
+    using Places = int32_t __attribute__((vector_size(64)));
+    x = join(x, __builtin_shuffle(x, Places{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));
+    x = join(x, __builtin_shuffle(x, Places{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));
+    x = join(x, __builtin_shuffle(x, Places{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));
+    x = join(x, __builtin_shuffle(x, Places{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}));
+    return x[0];
+}
+inline float total(Lanes x) {
+    return joined(x, [](Lanes a, Lanes b) { return a + b; });
+}
+inline float largest(Lanes x) {
+    return joined(x, [](Lanes a, Lanes b) { return a < b ? b : a; });
+}
+
+// The bits of numbers, and numbers of bits, one or sixteen.
+inline uint32_t bits_of(float x) { return std::bit_cast<uint32_t>(x); }
+inline Words bits_of(Lanes x) { return (Words)x; }
+inline float number_of(uint32_t x) { return std::bit_cast<float>(x); }
+inline Lanes number_of(Words x) { return (Lanes)x; }
+
 // The finaliser of MurmurHash3 over the number of the element, seeded twice.
-inline uint32_t chance(uint64_t seed, uint32_t element) {
-    uint32_t h = element + uint32_t(seed);
+template <class Element>
+inline Element chance(uint64_t seed, Element element) {
+    Element h = element + uint32_t(seed);
     h = (h ^ (h >> 16)) * 0x85ebca6bu;
     h = (h ^ (h >> 13) ^ uint32_t(seed >> 32)) * 0xc2b2ae35u;
     return h ^ (h >> 16);
 }
 
-// The factor of dropout: 0, or what makes up for the zeros.  level: of 256.
+// The factors of dropout of the sixteen elements from one on: 0, or what makes up for the zeros.  level: of 256.
 struct Dropout {
     uint32_t below;
     uint64_t seed;
     float scale;
     Dropout(int64_t level, int64_t number)
         : below(uint32_t(level) << 24), seed(uint64_t(number)), scale(256.0f / float(256 - level)) {}
-    float operator()(int64_t element) const { return chance(seed, uint32_t(element)) >= below ? scale : 0.0f; }
+    Lanes operator()(int64_t element) const {
+        const Words numbers = Words{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + uint32_t(element);
+        return chance(seed, numbers) >= below ? Lanes{} + scale : Lanes{};
+    }
 };
 
 // Run a pass that knows when it is compiled whether anything is dropped.
@@ -74,18 +162,42 @@ void with(Dropout drop, Pass pass) {
 }
 
 // e^x within 2 units in the last place of float32, as a polynomial on [-ln 2 / 2, ln 2 / 2] times a power of two.
-inline float exponential(float x) {
-    x = std::min(std::max(x, -87.0f), 88.0f);
-    const float whole = std::rint(x * 1.44269504f);
-    const float rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * rest + 1.3981999507e-3f;
+template <class Number>
+inline Number exponential(Number x) {
+    x = x < -87.0f ? Number{} - 87.0f : x;
+    x = x > 88.0f ? Number{} + 88.0f : x;
+    // Beside so large a number no fraction has room, so that the sum is rounded; and a whole number is in its last bits.
+    constexpr float beside = 12582912.0f;
+    const Number sum = x * 1.44269504f + beside, whole = sum - beside;
+    const Number rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    Number p = rest * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * rest + 8.3334519073e-3f;
     p = p * rest + 4.1665795894e-2f;
     p = p * rest + 1.6666665459e-1f;
     p = p * rest + 5.0000001201e-1f;
     p = p * rest * rest + rest + 1.0f;
-    return p * std::bit_cast<float>(uint32_t(int32_t(whole) + 127) << 23);
+    return p * number_of((bits_of(sum) - std::bit_cast<uint32_t>(beside) + 127) << 23);
+}
+
+// The softmax of a row, in place; returned is the logarithm of its sum.  seen: which count, or null; where none does, zeros.
+inline float softmax_of(float* e, const uint8_t* seen, int64_t width) {
+    if (seen)
+        for (int64_t i = 0; i < width; ++i) e[i] = seen[i] ? e[i] : -INFINITY;
+    Lanes high = Lanes{} - INFINITY, sums{};
+    across(width, [&](int64_t at, auto count) {
+        const Lanes x = only(lanes(e + at, count), count, -INFINITY);
+        high = high < x ? x : high;
+    });
+    float most = largest(high);
+    if (most == -INFINITY) most = 0;  // nothing is seen
+    across(width, [&](int64_t at, auto count) {
+        const Lanes x = lanes(e + at, count), found = only(x == -INFINITY ? Lanes{} : exponential(x - most), count);
+        put(e + at, found, count);
+        sums += found;
+    });
+    const float sum = total(sums), share = sum > 0 ? 1.0f / sum : (sum == sum ? 0.0f : sum);
+    across(width, [=](int64_t at, auto count) { put(e + at, lanes(e + at, count) * share, count); });
+    return most + std::log(sum);
 }
 
 constexpr int64_t ROWS = 64;  // rows whose sums are added up before those of others

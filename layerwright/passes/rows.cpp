@@ -5,23 +5,21 @@
 namespace {
 
 // GELU, x times the normal distribution function, and its slope.  erf by Abramowitz and Stegun 7.1.26, within 1.5e-7.
-inline void gelu_at(float, float x, float& value, float& slope) {
-    const float z = std::abs(x) * 0.70710678f, bell = exponential(-z * z), t = 1.0f / (1.0f + 0.3275911f * z);
-    float p = 1.061405429f;
-    p = p * t - 1.453152027f;
+inline void gelu_at(float, Lanes x, Lanes& value, Lanes& slope) {
+    const Lanes z = (x < 0 ? -x : x) * 0.70710678f, bell = exponential(-z * z), t = 1.0f / (1.0f + 0.3275911f * z);
+    Lanes p = t * 1.061405429f - 1.453152027f;
     p = p * t + 1.421413741f;
     p = p * t - 0.284496736f;
     p = p * t + 0.254829592f;
-    const float tail = 0.5f * p * t * bell, below = x < 0 ? tail : 1.0f - tail;
+    const Lanes tail = 0.5f * p * t * bell, below = x < 0 ? tail : 1.0f - tail;
     value = x * below;
     slope = below + x * bell * 0.39894228f;
 }
 
 // For numbers of 8 bits polynomials do, without a power or a quotient: within 6e-5 and 3e-4, exact beyond 4.25.
-inline void gelu_at(bf16, float x, float& value, float& slope) {
-    const float z = std::min(std::max(x, -4.25f), 4.25f), u = z * z;
-    float p = 4.99992564e-11f, q = 3.74581926e-11f;
-    p = p * u - 4.87227178e-9f;
+inline void gelu_at(bf16, Lanes x, Lanes& value, Lanes& slope) {
+    const Lanes above = x < -4.25f ? Lanes{} - 4.25f : x, z = above > 4.25f ? Lanes{} + 4.25f : above, u = z * z;
+    Lanes p = u * 4.99992564e-11f - 4.87227178e-9f, q = u * 3.74581926e-11f - 2.65680914e-9f;
     p = p * u + 2.10422696e-7f;
     p = p * u - 5.36023551e-6f;
     p = p * u + 9.07527475e-5f;
@@ -29,7 +27,6 @@ inline void gelu_at(bf16, float x, float& value, float& slope) {
     p = p * u + 9.77081366e-3f;
     p = p * u - 6.62849273e-2f;
     p = p * u + 3.98881199e-1f;
-    q = q * u - 2.65680914e-9f;
     q = q * u + 6.26692520e-8f;
     q = q * u - 6.79961114e-8f;
     q = q * u - 2.61983261e-5f;
@@ -44,42 +41,47 @@ inline void gelu_at(bf16, float x, float& value, float& slope) {
 
 // The norm of x + dropout(y), and, unless that is null, the sum.
 template <class T>
-void add_norm(const T* __restrict x, const T* __restrict y, const float* __restrict weight, const float* __restrict bias,
-              T* __restrict out, T* __restrict total, float* __restrict mean, float* __restrict scale, int64_t rows, int64_t width, double eps, int64_t level, int64_t seed) {
+void add_norm(const T* x, const T* y, const float* weight, const float* bias, T* out, T* sum, float* mean, float* scale, int64_t rows,
+              int64_t width, double eps, int64_t level, int64_t seed) {
     const Dropout drop(level, seed);
 #pragma omp parallel
     {
-        std::vector<float> sum(width);
+        std::vector<float> row_values(width);
+        float* t = row_values.data();
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; ++row) {
-            const int64_t at = row * width;
-            float first = 0, second = 0, *t = sum.data();
-            with(drop, [=](auto drops, Dropout drop) {
-#pragma omp simd
-                for (int64_t i = 0; i < width; ++i) t[i] = load(x[at + i]) + load(y[at + i]) * (drops ? drop(at + i) : 1.0f);
+            const int64_t start = row * width;
+            Lanes sums{}, squares{};
+            with(drop, [&](auto drops, Dropout drop) {
+                across(width, [&](int64_t at, auto count) {
+                    Lanes more = lanes(y + start + at, count);
+                    if constexpr (drops) more *= drop(start + at);
+                    const Lanes both = lanes(x + start + at, count) + more;
+                    put(t + at, both, count);
+                    sums += both;
+                });
             });
-            if (total) put(total + at, t, width);
-#pragma omp simd reduction(+ : first)
-            for (int64_t i = 0; i < width; ++i) first += t[i];
-            first /= float(width);
-#pragma omp simd reduction(+ : second)
-            for (int64_t i = 0; i < width; ++i) second += (t[i] - first) * (t[i] - first);
-            second = 1.0f / std::sqrt(second / float(width) + float(eps));
-#pragma omp simd
-            for (int64_t i = 0; i < width; ++i) t[i] = (t[i] - first) * second * weight[i] + bias[i];
-            put(out + at, t, width);
-            mean[row] = first;
-            scale[row] = second;
+            if (sum) put(sum + start, t, width);
+            const float middle = total(sums) / float(width);
+            across(width, [&](int64_t at, auto count) {
+                const Lanes off = only(lanes(t + at, count) - middle, count);
+                squares += off * off;
+            });
+            const float unit = 1.0f / std::sqrt(total(squares) / float(width) + float(eps));
+            across(width, [=](int64_t at, auto count) {
+                const Lanes normed = (lanes(t + at, count) - middle) * unit;
+                put(out + start + at, normed * lanes(weight + at, count) + lanes(bias + at, count), count);
+            });
+            mean[row] = middle;
+            scale[row] = unit;
         }
     }
 }
 
 // From what was kept: the sum, or, where `bias` is given, the result, of which the sum's norm is found again.
 template <class T>
-void add_norm_backward(const T* __restrict grad, const T* __restrict kept, const float* __restrict weight,
-                       const float* __restrict bias, const float* __restrict mean, const float* __restrict scale, T* __restrict dx,
-                       T* __restrict dy, float* __restrict dweight, float* __restrict dbias, int64_t rows, int64_t width,
-                       int64_t level, int64_t seed) {
+void add_norm_backward(const T* grad, const T* kept, const float* weight, const float* bias, const float* mean, const float* scale,
+                       T* dx, T* dy, float* dweight, float* dbias, int64_t rows, int64_t width, int64_t level, int64_t seed) {
     const Dropout drop(level, seed);
     const int64_t count = blocks(rows);
     std::vector<float> parts(count * 2 * width), sums(2 * width), undo(2 * width);
@@ -89,43 +91,35 @@ void add_norm_backward(const T* __restrict grad, const T* __restrict kept, const
     }
 #pragma omp parallel
     {
-        const float *__restrict shift = undo.data(), *__restrict unit = shift + width;
-        std::vector<float> own(4 * width);
-        float* __restrict first = own.data();
-        float* __restrict second = first + width;
-        float* __restrict normed = second + width;
-        float* __restrict slope = normed + width;
+        const float *shift = undo.data(), *unit = shift + width;
+        std::vector<float> own(2 * width);
+        float *normed = own.data(), *slope = normed + width;
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < count; ++block) {
-            std::fill(first, first + 2 * width, 0.0f);
+            float *first = &parts[block * 2 * width], *second = first + width;
             for (int64_t row = block * ROWS; row < std::min(rows, (block + 1) * ROWS); ++row) {
-                const int64_t at = row * width;
+                const int64_t start = row * width;
                 const float size = scale[row], middle = bias ? 0.0f : mean[row], step = bias ? 1.0f : size;
-                float a = 0, b = 0;
-#pragma omp simd reduction(+ : a, b)
-                for (int64_t i = 0; i < width; ++i) {
-                    const float g = load(grad[at + i]), n = (load(kept[at + i]) - middle - shift[i]) * step * unit[i];
-                    first[i] += g * n;
-                    second[i] += g;
-                    normed[i] = n;
-                    slope[i] = g * weight[i];
-                    a += slope[i];
-                    b += slope[i] * n;
-                }
-                a /= float(width);
-                b /= float(width);
-#pragma omp simd
-                for (int64_t i = 0; i < width; ++i) slope[i] = (slope[i] - a - normed[i] * b) * size;
-                put(dx + at, slope, width);
+                Lanes flat{}, along{};
+                across(width, [&](int64_t at, auto some) {
+                    const Lanes g = lanes(grad + start + at, some), off = lanes(kept + start + at, some) - middle - lanes(shift + at, some);
+                    const Lanes n = only(off * step * lanes(unit + at, some), some), s = g * lanes(weight + at, some);
+                    put(first + at, lanes(first + at, some) + g * n, some);
+                    put(second + at, lanes(second + at, some) + g, some);
+                    put(normed + at, n, some);
+                    put(slope + at, s, some);
+                    flat += s;
+                    along += s * n;
+                });
+                const float a = total(flat) / float(width), b = total(along) / float(width);
                 with(drop, [=](auto drops, Dropout drop) {
-                    if constexpr (drops) {
-#pragma omp simd
-                        for (int64_t i = 0; i < width; ++i) slope[i] *= drop(at + i);
-                        put(dy + at, slope, width);
-                    }
+                    across(width, [=](int64_t at, auto some) {
+                        const Lanes s = (lanes(slope + at, some) - a - lanes(normed + at, some) * b) * size;
+                        put(dx + start + at, s, some);
+                        if constexpr (drops) put(dy + start + at, s * drop(start + at), some);
+                    });
                 });
             }
-            std::copy(first, first + 2 * width, &parts[block * 2 * width]);
         }
     }
     gather(parts, count, 2 * width, sums.data());
@@ -135,49 +129,34 @@ void add_norm_backward(const T* __restrict grad, const T* __restrict kept, const
 
 // a = gelu(h + bias)
 template <class T>
-void gelu(const T* __restrict h, const float* __restrict bias, T* __restrict a, int64_t rows, int64_t width) {
-#pragma omp parallel
-    {
-        std::vector<float> row_values(width);
-        float* __restrict values = row_values.data();
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; ++row) {
-            const int64_t at = row * width;
-#pragma omp simd
-            for (int64_t i = 0; i < width; ++i) {
-                float slope;
-                gelu_at(T{}, load(h[at + i]) + bias[i], values[i], slope);
-            }
-            put(a + at, values, width);
-        }
-    }
+void gelu(const T* h, const float* bias, T* a, int64_t rows, int64_t width) {
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; ++row)
+        across(width, [=](int64_t at, auto count) {
+            Lanes value, slope;
+            gelu_at(T{}, lanes(h + row * width + at, count) + lanes(bias + at, count), value, slope);
+            put(a + row * width + at, value, count);
+        });
 }
 
 // a as above once more, and in place of its gradient that of h; dbias sums that over rows.
 template <class T>
-void gelu_backward(const T* __restrict h, const float* __restrict bias, T* __restrict grad, T* __restrict a, float* __restrict dbias, int64_t rows, int64_t width) {
+void gelu_backward(const T* h, const float* bias, T* grad, T* a, float* dbias, int64_t rows, int64_t width) {
     const int64_t count = blocks(rows);
     std::vector<float> parts(count * width);
-#pragma omp parallel
-    {
-        std::vector<float> row_values(2 * width);
-        float *__restrict values = row_values.data(), *__restrict slopes = values + width;
-#pragma omp for schedule(static)
-        for (int64_t block = 0; block < count; ++block) {
-            float* __restrict sums = &parts[block * width];
-            for (int64_t row = block * ROWS; row < std::min(rows, (block + 1) * ROWS); ++row) {
-                const int64_t at = row * width;
-#pragma omp simd
-                for (int64_t i = 0; i < width; ++i) {
-                    float slope;
-                    gelu_at(T{}, load(h[at + i]) + bias[i], values[i], slope);
-                    slopes[i] = load(grad[at + i]) * slope;
-                    sums[i] += slopes[i];
-                }
-                put(a + at, values, width);
-                put(grad + at, slopes, width);
-            }
-        }
+#pragma omp parallel for schedule(static)
+    for (int64_t block = 0; block < count; ++block) {
+        float* sums = &parts[block * width];
+        for (int64_t row = block * ROWS; row < std::min(rows, (block + 1) * ROWS); ++row)
+            across(width, [=](int64_t at, auto some) {
+                const int64_t here = row * width + at;
+                Lanes value, slope;
+                gelu_at(T{}, lanes(h + here, some) + lanes(bias + at, some), value, slope);
+                slope *= lanes(grad + here, some);
+                put(sums + at, lanes(sums + at, some) + slope, some);
+                put(a + here, value, some);
+                put(grad + here, slope, some);
+            });
     }
     gather(parts, count, width, dbias);
 }
@@ -208,29 +187,12 @@ void softmax(T* __restrict scores, T* __restrict dropped, const uint8_t* __restr
         for (int64_t row = 0; row < rows; ++row) {
             const int64_t at = row * width;
             const uint8_t* seen = visible ? visible + row / (heads * length) * batch_step + row % length * step : nullptr;
-            float most = -INFINITY, sum = 0;
-#pragma omp simd
-            for (int64_t i = 0; i < width; ++i) e[i] = load(scores[at + i]);
-            if (seen)
-                for (int64_t i = 0; i < width; ++i) e[i] = seen[i] ? e[i] : -INFINITY;
-#pragma omp simd reduction(max : most)
-            for (int64_t i = 0; i < width; ++i) most = e[i] > most ? e[i] : most;
-            if (most == -INFINITY) most = 0;  // nothing is seen: zeros
-#pragma omp simd reduction(+ : sum)
-            for (int64_t i = 0; i < width; ++i) {
-                e[i] = e[i] == -INFINITY ? 0.0f : exponential(e[i] - most);
-                sum += e[i];
-            }
-            const float share = sum > 0 ? 1.0f / sum : (sum == sum ? 0.0f : sum);
-#pragma omp simd
-            for (int64_t i = 0; i < width; ++i) e[i] *= share;
+            across(width, [=](int64_t i, auto count) { put(e + i, lanes(scores + at + i, count), count); });
+            softmax_of(e, seen, width);
             put(scores + at, e, width);
             with(drop, [=](auto drops, Dropout drop) {
-                if constexpr (drops) {
-#pragma omp simd
-                    for (int64_t i = 0; i < width; ++i) e[i] *= drop(at + i);
-                    put(dropped + at, e, width);
-                }
+                if constexpr (drops)
+                    across(width, [=](int64_t i, auto count) { put(dropped + at + i, lanes(e + i, count) * drop(at + i), count); });
             });
         }
     }
@@ -238,30 +200,33 @@ void softmax(T* __restrict scores, T* __restrict dropped, const uint8_t* __restr
 
 // In place of the gradient of the dropped weights that of the scores; and the dropped weights once more.
 template <class T>
-void softmax_backward(T* __restrict grad, const T* __restrict weights, T* __restrict dropped, int64_t rows, int64_t width, int64_t level, int64_t seed) {
+void softmax_backward(T* grad, const T* weights, T* dropped, int64_t rows, int64_t width, int64_t level, int64_t seed) {
     const Dropout drop(level, seed);
 #pragma omp parallel
     {
-        std::vector<float> row_values(2 * width);
-        float *__restrict d = row_values.data(), *__restrict kept = d + width;
+        std::vector<float> row_values(width);
+        float* d = row_values.data();
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; ++row) {
-            const int64_t at = row * width;
-            float sum = 0;
-            with(drop, [=](auto drops, Dropout drop) {
-#pragma omp simd
-                for (int64_t i = 0; i < width; ++i) {
-                    const float factor = drops ? drop(at + i) : 1.0f;
-                    d[i] = load(grad[at + i]) * factor;
-                    kept[i] = load(weights[at + i]) * factor;
-                }
-                if constexpr (drops) put(dropped + at, kept, width);
+            const int64_t start = row * width;
+            Lanes sums{};
+            with(drop, [&](auto drops, Dropout drop) {
+                across(width, [&](int64_t at, auto count) {
+                    const Lanes weight = lanes(weights + start + at, count);
+                    Lanes slope = lanes(grad + start + at, count);
+                    if constexpr (drops) {
+                        const Lanes factor = drop(start + at);
+                        slope *= factor;
+                        put(dropped + start + at, weight * factor, count);
+                    }
+                    put(d + at, slope, count);
+                    sums += slope * weight;
+                });
             });
-#pragma omp simd reduction(+ : sum)
-            for (int64_t i = 0; i < width; ++i) sum += d[i] * load(weights[at + i]);
-#pragma omp simd
-            for (int64_t i = 0; i < width; ++i) d[i] = (d[i] - sum) * load(weights[at + i]);
-            put(grad + at, d, width);
+            const float sum = total(sums);
+            across(width, [=](int64_t at, auto count) {
+                put(grad + start + at, (lanes(d + at, count) - sum) * lanes(weights + start + at, count), count);
+            });
         }
     }
 }
@@ -298,20 +263,24 @@ void surprise(T* __restrict logits, const float* __restrict bias, const int64_t*
         float *e = row_values.data(), *sums = block_sums.data();
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; ++row) {
-            T* __restrict own = logits + row * width;
-            float most = -INFINITY;
-#pragma omp simd
-            for (int64_t i = 0; i < width; ++i) e[i] = load(own[i]) + bias[i];
-#pragma omp simd reduction(max : most)
-            for (int64_t i = 0; i < width; ++i) most = e[i] > most ? e[i] : most;
-            const float wanted = e[targets[row]];
+            T* own = logits + row * width;
+            Lanes high = Lanes{} - INFINITY;
+            across(width, [&](int64_t at, auto count) {
+                const Lanes x = lanes(own + at, count) + lanes(bias + at, count), all = only(x, count, -INFINITY);
+                put(e + at, x, count);
+                high = high < all ? all : high;
+            });
+            const float most = largest(high), wanted = e[targets[row]];
             if (!uniform) tokens[row] = std::find(e, e + width, most) - e;
             double whole = 0;
             for (int64_t at = 0; at < width; at += BLOCK) {
-                float sum = 0;
-#pragma omp simd reduction(+ : sum)
-                for (int64_t i = at; i < std::min(width, at + BLOCK); ++i) sum += e[i] = exponential(e[i] - most);
-                whole += sums[at / BLOCK] = sum;
+                Lanes some{};
+                across(std::min(BLOCK, width - at), [&](int64_t i, auto count) {
+                    const Lanes x = only(exponential(lanes(e + at + i, count) - most), count);
+                    put(e + at + i, x, count);
+                    some += x;
+                });
+                whole += sums[at / BLOCK] = total(some);
             }
             nats[row] = most + float(std::log(whole)) - wanted;
             if (uniform) {
@@ -323,10 +292,8 @@ void surprise(T* __restrict logits, const float* __restrict bias, const int64_t*
             }
             if (slopes) {
                 const float share = float(1 / whole);
-#pragma omp simd
-                for (int64_t i = 0; i < width; ++i) e[i] *= share;
-                e[targets[row]] -= 1.0f;
-                put(own, e, width);
+                e[targets[row]] -= float(whole);
+                across(width, [=](int64_t at, auto count) { put(own + at, lanes(e + at, count) * share, count); });
             }
         }
     }

@@ -4,20 +4,8 @@
 
 namespace {
 
-// Sixteen channels at once, and four times as many, whose sums stay in registers.
-using Lanes = float __attribute__((vector_size(64)));
-constexpr int64_t LANES = 16, RUN = 4, CHANNELS = RUN * LANES, MOST = 8;  // of a head so many lanes are held at once
-
-inline void load(const float* from, Lanes& to) { std::memcpy(&to, from, sizeof to); }
-inline void load(const bf16* from, Lanes& to) {
-    uint16_t __attribute__((vector_size(32))) half;
-    std::memcpy(&half, from, sizeof half);
-    to = (Lanes)(__builtin_convertvector(half, uint32_t __attribute__((vector_size(64)))) << 16);
-}
-template <class T>
-inline void store(T* to, const Lanes& x) {
-    put(to, (const float*)&x, LANES);
-}
+// As many lanes of channels as have their sums in registers, and as many of a head as are held at once.
+constexpr int64_t RUN = 4, CHANNELS = RUN * LANES, MOST = 8;
 
 // Call `pass` for runs of channels, with how many lanes a run has, known when it is compiled; the last ones by the one lane.
 template <class Pass>
@@ -31,18 +19,14 @@ void runs(int64_t size, Pass pass) {
 // What one run adds up: lanes, or a single number.
 template <int64_t count>
 struct Sum {
-    Lanes lanes[count] = {};
+    Lanes held[count] = {};
     template <class A>
     void add(const A* a, float factor) {
-        for (int64_t i = 0; i < count; ++i) {
-            Lanes x;
-            load(a + i * LANES, x);
-            lanes[i] += x * factor;
-        }
+        for (int64_t i = 0; i < count; ++i) held[i] += lanes(a + i * LANES) * factor;
     }
     template <class T>
     void put(T* to) const {
-        for (int64_t i = 0; i < count; ++i) store(to + i * LANES, lanes[i]);
+        for (int64_t i = 0; i < count; ++i) ::put(to + i * LANES, held[i]);
     }
 };
 template <>
@@ -118,12 +102,8 @@ void depthwise(const T* __restrict x, const float* __restrict taps, const uint8_
                 const int64_t there = token + k - kernel / 2;
                 if (near && (there < 0 || there >= length || !near[(first_token + (flip ? there : token)) * kernel + (flip ? kernel - 1 - k : k)]))
                     continue;
-                for (int64_t i = 0; i < RUN; ++i) {
-                    Lanes a, b;
-                    load(wide + (token - from + k) * CHANNELS + i * LANES, a);
-                    load(own + k * CHANNELS + i * LANES, b);
-                    sums[i] += a * b;
-                }
+                for (int64_t i = 0; i < RUN; ++i)
+                    sums[i] += lanes(wide + (token - from + k) * CHANNELS + i * LANES) * lanes(own + k * CHANNELS + i * LANES);
             }
             put(y + row + token * width, (const float*)sums, size);
         }
@@ -147,12 +127,8 @@ void depthwise_taps(const T* __restrict x, const T* __restrict grad, const uint8
             Lanes sums[RUN] = {};
             for (int64_t token = 0; token < to - from; ++token) {
                 if (near && !near[(first_token + from + token) * kernel + k]) continue;
-                for (int64_t i = 0; i < RUN; ++i) {
-                    Lanes a, b;
-                    load(wide + (token + k) * CHANNELS + i * LANES, a);
-                    load(slopes + token * CHANNELS + i * LANES, b);
-                    sums[i] += a * b;
-                }
+                for (int64_t i = 0; i < RUN; ++i)
+                    sums[i] += lanes(wide + (token + k) * CHANNELS + i * LANES) * lanes(slopes + token * CHANNELS + i * LANES);
             }
             std::copy_n((const float*)sums, size, all + (block * kernel + k) * width + at);
         }
@@ -217,15 +193,11 @@ void convolve_logits(const T* __restrict grad, const T* __restrict x, const floa
                 const float* own = weights + (token * heads + head) * kernel;
                 const int64_t whole = std::min(size / LANES, MOST);
                 Lanes wide[MOST];
-                for (int64_t i = 0; i < whole; ++i) load(g + i * LANES, wide[i]);
+                for (int64_t i = 0; i < whole; ++i) wide[i] = lanes(g + i * LANES);
                 for (int64_t some = 0; some < kernel; some += LANES) {
                     Lanes sums[LANES] = {};
                     for (int64_t k = std::max(from, some); k < std::min(to, some + LANES); ++k)
-                        for (int64_t i = 0; i < whole; ++i) {
-                            Lanes a;
-                            load(mixed + k * step + i * LANES, a);
-                            sums[k - some] += a * wide[i];
-                        }
+                        for (int64_t i = 0; i < whole; ++i) sums[k - some] += lanes(mixed + k * step + i * LANES) * wide[i];
                     const Lanes found = totals(sums);
                     std::memcpy(slope + some, &found, sizeof found);
                 }

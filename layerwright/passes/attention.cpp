@@ -1,0 +1,163 @@
+// Scaled dot-product attention, head by head within the cache: of what lies between its products nothing reaches memory but a
+// number a token.  The backward pass finds the weights again from that (Dao et al. 2022, algorithm 4).
+
+#include "products.h"
+
+#ifdef __AVX512BF16__
+namespace {
+
+// Where the numbers of a head lie: [B, L, H, E], a token `step` from the one before it.
+struct Heads {
+    int64_t rows, length, heads, size, tall = filled(length), wide = filled(size);
+    float scale = 1.0f / std::sqrt(float(size));
+
+    int64_t count() const { return rows * heads; }
+    template <class T>
+    T* of(T* all, int64_t head, int64_t step) const {
+        return all + head / heads * length * step + head % heads * size;
+    }
+};
+
+// Which keys a query of a head sees; null where all.
+struct Sight {
+    const uint8_t* visible;
+    int64_t row_step, step;
+
+    const uint8_t* of(const Heads& heads, int64_t head, int64_t query) const {
+        return visible ? visible + head / heads.heads * row_step + query * step : nullptr;
+    }
+};
+
+void attend(const bf16* query, const bf16* key, const bf16* value, bf16* to, float* nats, const uint8_t* visible, int64_t rows,
+            int64_t length, int64_t heads, int64_t size, int64_t query_step, int64_t key_step, int64_t value_step, int64_t to_step,
+            int64_t row_step, int64_t step, int64_t level, int64_t seed) {
+    const Heads all{rows, length, heads, size};
+    const Sight sight{visible, row_step, step};
+    const Dropout drop(level, seed);
+#pragma omp parallel
+    {
+        const Multiplying how;
+        const int64_t room = all.tall * all.wide;
+        Room<bf16> own(room), some(SIDE * all.wide), weights(SIDE * all.tall);
+        Room<Pairs> keys(room / 2 / PAIRS), values(room / 2 / PAIRS);
+        Room<float> scores(SIDE * all.tall), mixed(SIDE * all.wide);
+#pragma omp for schedule(static)
+        for (int64_t head = 0; head < all.count(); ++head) {
+            copy_rows(all.of(key, head, key_step), key_step, length, size, own, all.wide);
+            pair_transpose(own, all.tall, all.wide, keys);
+            copy_rows(all.of(value, head, value_step), value_step, length, size, own, all.wide);
+            pair(own, all.tall, all.wide, values);
+            for (int64_t at = 0; at < length; at += SIDE) {
+                const int64_t count = std::min(SIDE, length - at);
+                copy_rows(all.of(query, head, query_step) + at * query_step, query_step, count, size, some, all.wide);
+                multiply<false>(how, some, keys, scores, SIDE, all.tall, all.wide);
+                for (int64_t i = 0; i < count; ++i) {
+                    float* row = scores + i * all.tall;
+                    bf16* kept = weights + i * all.tall;
+                    const int64_t place = (head * length + at + i) * length;
+                    across(length, [=](int64_t k, auto some) { put(row + k, lanes(row + k, some) * all.scale, some); });
+                    const float sum = softmax_of(row, sight.of(all, head, at + i), length);
+                    if (nats) nats[head * length + at + i] = sum;
+                    with(drop, [=](auto drops, Dropout drop) {
+                        across(length, [=](int64_t k, auto some) {
+                            Lanes x = lanes(row + k, some);
+                            if constexpr (drops) x *= drop(place + k);
+                            put(kept + k, x, some);
+                        });
+                    });
+                }
+                multiply<false>(how, weights, values, mixed, SIDE, all.wide, all.tall);
+                for (int64_t i = 0; i < count; ++i) put(all.of(to, head, to_step) + (at + i) * to_step, mixed + i * all.wide, size);
+            }
+        }
+    }
+}
+
+// The slopes of query, key and value, each where a token lies `to_step` from the one before it.
+void attend_backward(const bf16* grad, const bf16* query, const bf16* key, const bf16* value, const float* nats, bf16* dquery,
+                     bf16* dkey, bf16* dvalue, const uint8_t* visible, int64_t rows, int64_t length, int64_t heads, int64_t size,
+                     int64_t grad_step, int64_t query_step, int64_t key_step, int64_t value_step, int64_t to_step,
+                     int64_t row_step, int64_t step, int64_t level, int64_t seed) {
+    const Heads all{rows, length, heads, size};
+    const Sight sight{visible, row_step, step};
+    const Dropout drop(level, seed);
+    const int64_t block = std::min<int64_t>(4 * SIDE, all.tall);  // queries at a time: enough that sums over them are seldom stored
+#pragma omp parallel
+    {
+        const Multiplying how;
+        const int64_t room = all.tall * all.wide, part = block * all.wide, square = block * all.tall;
+        Room<bf16> own(room), queries(part), grads(part), weights(square), slopes(square), turned(square);
+        Room<Pairs> keys(room / 2 / PAIRS), values(room / 2 / PAIRS), paired(room / 2 / PAIRS), some(part / 2 / PAIRS);
+        Room<float> scores(square), dweights(square), dq(part), dk(room), dv(room);
+#pragma omp for schedule(static)
+        for (int64_t head = 0; head < all.count(); ++head) {
+            copy_rows(all.of(value, head, value_step), value_step, length, size, own, all.wide);
+            pair_transpose(own, all.tall, all.wide, values);
+            copy_rows(all.of(key, head, key_step), key_step, length, size, own, all.wide);
+            pair_transpose(own, all.tall, all.wide, keys);
+            pair(own, all.tall, all.wide, paired);
+            std::fill_n((float*)dk, room, 0.0f);
+            std::fill_n((float*)dv, room, 0.0f);
+            for (int64_t at = 0; at < length; at += block) {
+                const int64_t count = std::min(block, length - at), deep = filled(count);
+                std::fill(queries + count * all.wide, queries + deep * all.wide, bf16{});
+                std::fill(grads + count * all.wide, grads + deep * all.wide, bf16{});
+                copy_rows(all.of(query, head, query_step) + at * query_step, query_step, count, size, queries, all.wide);
+                copy_rows(all.of(grad, head, grad_step) + at * grad_step, grad_step, count, size, grads, all.wide);
+                multiply<false>(how, queries, keys, scores, deep, all.tall, all.wide);
+                multiply<false>(how, grads, values, dweights, deep, all.tall, all.wide);
+                for (int64_t i = 0; i < count; ++i) {
+                    float *p = scores + i * all.tall, *d = dweights + i * all.tall;
+                    bf16 *kept = weights + i * all.tall, *slope = slopes + i * all.tall;
+                    const uint8_t* seen = sight.of(all, head, at + i);
+                    const int64_t place = (head * length + at + i) * length;
+                    const float whole = nats[head * length + at + i], scale = all.scale;
+                    for (int64_t k = 0; seen && k < length; ++k) p[k] = seen[k] ? p[k] : -INFINITY;
+                    Lanes sums{};
+                    with(drop, [&](auto drops, Dropout drop) {
+                        across(length, [&](int64_t k, auto some) {
+                            const Lanes x = lanes(p + k, some);
+                            const Lanes weight = only(x == -INFINITY ? Lanes{} : exponential(x * scale - whole), some);
+                            Lanes left = weight, more = lanes(d + k, some);
+                            if constexpr (drops) {
+                                const Lanes factor = drop(place + k);
+                                left *= factor;
+                                more *= factor;
+                            }
+                            put(p + k, weight, some);
+                            put(d + k, more, some);
+                            put(kept + k, left, some);
+                            sums += weight * more;
+                        });
+                    });
+                    const float sum = total(sums);
+                    across(length, [=](int64_t k, auto some) {
+                        put(slope + k, lanes(p + k, some) * (lanes(d + k, some) - sum) * scale, some);
+                    });
+                }
+                std::fill(weights + count * all.tall, weights + deep * all.tall, bf16{});
+                std::fill(slopes + count * all.tall, slopes + deep * all.tall, bf16{});
+                multiply<false>(how, slopes, paired, dq, deep, all.wide, all.tall);
+                for (int64_t i = 0; i < count; ++i) put(all.of(dquery, head, to_step) + (at + i) * to_step, dq + i * all.wide, size);
+                transpose(slopes, deep, all.tall, turned);
+                pair(queries, deep, all.wide, some);
+                multiply<true>(how, turned, some, dk, all.tall, all.wide, deep);
+                transpose(weights, deep, all.tall, turned);
+                pair(grads, deep, all.wide, some);
+                multiply<true>(how, turned, some, dv, all.tall, all.wide, deep);
+            }
+            for (int64_t i = 0; i < length; ++i) {
+                put(all.of(dkey, head, to_step) + i * to_step, dk + i * all.wide, size);
+                put(all.of(dvalue, head, to_step) + i * to_step, dv + i * all.wide, size);
+            }
+        }
+    }
+}
+
+}  // namespace
+
+extern "C" {
+void* attend_bfloat16 = (void*)&attend;
+void* attend_backward_bfloat16 = (void*)&attend_backward;
+}
+#endif

@@ -1,0 +1,195 @@
+// Products of bf16 matrices that fit the cache, by the instructions that processors have for them: tiles (AMX), else dot
+// products of pairs (AVX512-BF16).  Sums are in float32.
+//
+// Both take the first matrix row by row, and of the second two rows at a time, the numbers of one above the other side by
+// side: "paired".  All sides are multiples of SIDE; what is smaller is filled up with zeros.
+
+#pragma once
+
+#include "numbers.h"
+
+#ifdef __AVX512BF16__
+#ifdef __AMX_BF16__
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+namespace {
+
+// Sixteen pairs of numbers.
+using Pairs = uint32_t __attribute__((vector_size(64)));
+constexpr int64_t PAIRS = 16, SIDE = 32;
+
+inline int64_t filled(int64_t size) { return (size + SIDE - 1) / SIDE * SIDE; }
+
+// Room for so many numbers, zeros at first, where no vector is split between two lines of the cache.
+template <class T>
+class Room {
+    std::vector<Pairs> lines;
+
+   public:
+    explicit Room(int64_t count) : lines((count * sizeof(T) + sizeof(Pairs) - 1) / sizeof(Pairs)) {}
+    operator T*() { return (T*)lines.data(); }
+};
+
+inline Pairs pairs(const bf16* x) {
+    Pairs both;
+    std::memcpy(&both, x, sizeof both);
+    return both;
+}
+// Of sixteen columns the numbers of two rows.
+inline Pairs pairs(const bf16* above, const bf16* below) {
+    uint16_t __attribute__((vector_size(32))) a, b;
+    std::memcpy(&a, above, sizeof a);
+    std::memcpy(&b, below, sizeof b);
+    return __builtin_convertvector(a, Pairs) | __builtin_convertvector(b, Pairs) << 16;
+}
+
+// Row i of sixteen becomes column i: blocks of 8, 4, 2 and 1 change places.
+template <int size>
+inline void exchange(Pairs* x) {
+    Pairs near, far;
+    for (int l = 0; l < PAIRS; ++l) {
+        near[l] = l & size ? l - size + PAIRS : l;
+        far[l] = l & size ? l + PAIRS : l + size;
+    }
+    for (int i = 0; i < PAIRS; ++i)
+        if (!(i & size)) {
+            const Pairs a = x[i], b = x[i + size];
+            x[i] = __builtin_shuffle(a, b, near);
+            x[i + size] = __builtin_shuffle(a, b, far);
+        }
+}
+inline void turn(Pairs* x) {
+    exchange<8>(x);
+    exchange<4>(x);
+    exchange<2>(x);
+    exchange<1>(x);
+}
+
+// Copy rows that lie `step` apart, and fill them up to `wide`; the rows beyond are zeros already.
+inline void copy_rows(const bf16* from, int64_t step, int64_t count, int64_t size, bf16* to, int64_t wide) {
+    for (int64_t row = 0; row < count; ++row) std::copy_n(from + row * step, size, to + row * wide);
+}
+
+// A matrix [rows, columns], paired.
+inline void pair(const bf16* x, int64_t rows, int64_t columns, Pairs* to) {
+    for (int64_t row = 0; row < rows; row += 2)
+        for (int64_t at = 0; at < columns; at += PAIRS) *to++ = pairs(x + row * columns + at, x + (row + 1) * columns + at);
+}
+
+// The transpose of a matrix [rows, columns], paired.
+inline void pair_transpose(const bf16* x, int64_t rows, int64_t columns, Pairs* to) {
+    Pairs block[PAIRS];
+    for (int64_t row = 0; row < rows; row += PAIRS)
+        for (int64_t at = 0; at < columns; at += 2 * PAIRS) {
+            for (int64_t i = 0; i < PAIRS; ++i) block[i] = pairs(x + (row + i) * columns + at);
+            turn(block);
+            for (int64_t i = 0; i < PAIRS; ++i) to[((at / 2 + i) * rows + row) / PAIRS] = block[i];
+        }
+}
+
+// The transpose of a matrix [rows, columns].
+inline void transpose(const bf16* x, int64_t rows, int64_t columns, bf16* to) {
+    Pairs block[PAIRS];
+    for (int64_t row = 0; row < rows; row += 2 * PAIRS)
+        for (int64_t at = 0; at < columns; at += PAIRS) {
+            for (int64_t i = 0; i < PAIRS; ++i) block[i] = pairs(x + (row + 2 * i) * columns + at, x + (row + 2 * i + 1) * columns + at);
+            turn(block);
+            for (int64_t i = 0; i < PAIRS; ++i) std::memcpy(to + (at + i) * rows + row, &block[i], sizeof block[i]);
+        }
+}
+
+// What a thread needs to be in while it multiplies.
+class Multiplying {
+#ifdef __AMX_BF16__
+    // The system lends the registers of tiles to those who ask (Linux, Documentation/arch/x86/xstate.rst).
+    static bool lent() {
+        static const bool granted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
+        return granted;
+    }
+
+   public:
+    const bool tiles = lent();
+    Multiplying() {
+        struct {
+            uint8_t palette = 1, first_row = 0, unused[14] = {};
+            uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
+            uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
+        } shapes;
+        if (tiles) _tile_loadconfig(&shapes);
+    }
+    ~Multiplying() {
+        if (tiles) _tile_release();
+    }
+#else
+   public:
+    ~Multiplying() {}
+#endif
+};
+
+// c [rows, columns] = a [rows, inner] times b, paired [inner / 2, columns]; or that much more.
+template <bool more>
+void multiply(const Multiplying& how, const bf16* a, const Pairs* b, float* c, int64_t rows, int64_t columns, int64_t inner) {
+    const int64_t wide = columns / PAIRS;  // vectors of pairs in a row of b
+#ifdef __AMX_BF16__
+    if (how.tiles) {
+        const int64_t a_step = inner * 2, step = columns * 4;  // in bytes
+        for (int64_t row = 0; row < rows; row += SIDE)
+            for (int64_t at = 0; at < columns; at += SIDE) {
+                float* here = c + row * columns + at;
+                float* below = here + 16 * columns;
+                if constexpr (more) {
+                    _tile_loadd(0, here, step);
+                    _tile_loadd(1, here + 16, step);
+                    _tile_loadd(2, below, step);
+                    _tile_loadd(3, below + 16, step);
+                } else {
+                    _tile_zero(0);
+                    _tile_zero(1);
+                    _tile_zero(2);
+                    _tile_zero(3);
+                }
+                for (int64_t k = 0; k < inner; k += 32) {
+                    const Pairs* second = b + k / 2 * wide + at / PAIRS;
+                    _tile_loadd(4, a + row * inner + k, a_step);
+                    _tile_loadd(6, second, step);
+                    _tile_dpbf16ps(0, 4, 6);
+                    _tile_loadd(7, second + 1, step);
+                    _tile_dpbf16ps(1, 4, 7);
+                    _tile_loadd(5, a + (row + 16) * inner + k, a_step);
+                    _tile_dpbf16ps(2, 5, 6);
+                    _tile_dpbf16ps(3, 5, 7);
+                }
+                _tile_stored(0, here, step);
+                _tile_stored(1, here + 16, step);
+                _tile_stored(2, below, step);
+                _tile_stored(3, below + 16, step);
+            }
+        return;
+    }
+#endif
+    constexpr int64_t TALL = 8;  // times two vectors: sums enough to hide how long each takes, and few enough for the registers
+    for (int64_t row = 0; row < rows; row += TALL)
+        for (int64_t at = 0; at < wide; at += 2) {
+            __m512 sums[TALL][2];
+            for (int64_t i = 0; i < TALL; ++i)
+                for (int64_t j = 0; j < 2; ++j)
+                    sums[i][j] = more ? _mm512_loadu_ps(c + (row + i) * columns + (at + j) * PAIRS) : _mm512_setzero_ps();
+            for (int64_t k = 0; k < inner / 2; ++k) {
+                const __m512bh left = (__m512bh)b[k * wide + at], right = (__m512bh)b[k * wide + at + 1];
+                for (int64_t i = 0; i < TALL; ++i) {
+                    int32_t two;
+                    std::memcpy(&two, a + (row + i) * inner + 2 * k, sizeof two);
+                    const __m512bh first = (__m512bh)_mm512_set1_epi32(two);
+                    sums[i][0] = _mm512_dpbf16_ps(sums[i][0], first, left);
+                    sums[i][1] = _mm512_dpbf16_ps(sums[i][1], first, right);
+                }
+            }
+            for (int64_t i = 0; i < TALL; ++i)
+                for (int64_t j = 0; j < 2; ++j) _mm512_storeu_ps(c + (row + i) * columns + (at + j) * PAIRS, sums[i][j]);
+        }
+}
+
+}  // namespace
+#endif
