@@ -3,7 +3,7 @@
 
 #include "products.h"
 
-#ifdef __AVX512BF16__
+#ifdef __AMX_BF16__
 namespace {
 
 // Where the numbers of a head lie: [B, L, H, E], a token `step` from the one before it.
@@ -36,7 +36,7 @@ void attend(const bf16* query, const bf16* key, const bf16* value, bf16* to, flo
     const Dropout drop(level, seed);
 #pragma omp parallel
     {
-        const Multiplying how;
+        const Tiles tiles;
         const int64_t room = all.tall * all.wide;
         Room<bf16> own(room), some(SIDE * all.wide), weights(SIDE * all.tall);
         Room<Pairs> keys(room / 2 / PAIRS), values(room / 2 / PAIRS);
@@ -50,7 +50,7 @@ void attend(const bf16* query, const bf16* key, const bf16* value, bf16* to, flo
             for (int64_t at = 0; at < length; at += SIDE) {
                 const int64_t count = std::min(SIDE, length - at);
                 copy_rows(all.of(query, head, query_step) + at * query_step, query_step, count, size, some, all.wide);
-                multiply<false>(how, some, keys, scores, SIDE, all.tall, all.wide);
+                multiply<false>(some, keys, scores, SIDE, all.tall, all.wide);
                 for (int64_t i = 0; i < count; ++i) {
                     float* row = scores + i * all.tall;
                     bf16* kept = weights + i * all.tall;
@@ -66,7 +66,7 @@ void attend(const bf16* query, const bf16* key, const bf16* value, bf16* to, flo
                         });
                     });
                 }
-                multiply<false>(how, weights, values, mixed, SIDE, all.wide, all.tall);
+                multiply<false>(weights, values, mixed, SIDE, all.wide, all.tall);
                 for (int64_t i = 0; i < count; ++i) put(all.of(to, head, to_step) + (at + i) * to_step, mixed + i * all.wide, size);
             }
         }
@@ -84,7 +84,7 @@ void attend_backward(const bf16* grad, const bf16* query, const bf16* key, const
     const int64_t block = std::min<int64_t>(4 * SIDE, all.tall);  // queries at a time: enough that sums over them are seldom stored
 #pragma omp parallel
     {
-        const Multiplying how;
+        const Tiles tiles;
         const int64_t room = all.tall * all.wide, part = block * all.wide, square = block * all.tall;
         Room<bf16> own(room), queries(part), grads(part), weights(square), slopes(square), turned(square);
         Room<Pairs> keys(room / 2 / PAIRS), values(room / 2 / PAIRS), paired(room / 2 / PAIRS), some(part / 2 / PAIRS);
@@ -104,8 +104,8 @@ void attend_backward(const bf16* grad, const bf16* query, const bf16* key, const
                 std::fill(grads + count * all.wide, grads + deep * all.wide, bf16{});
                 copy_rows(all.of(query, head, query_step) + at * query_step, query_step, count, size, queries, all.wide);
                 copy_rows(all.of(grad, head, grad_step) + at * grad_step, grad_step, count, size, grads, all.wide);
-                multiply<false>(how, queries, keys, scores, deep, all.tall, all.wide);
-                multiply<false>(how, grads, values, dweights, deep, all.tall, all.wide);
+                multiply<false>(queries, keys, scores, deep, all.tall, all.wide);
+                multiply<false>(grads, values, dweights, deep, all.tall, all.wide);
                 for (int64_t i = 0; i < count; ++i) {
                     float *p = scores + i * all.tall, *d = dweights + i * all.tall;
                     bf16 *kept = weights + i * all.tall, *slope = slopes + i * all.tall;
@@ -137,14 +137,14 @@ void attend_backward(const bf16* grad, const bf16* query, const bf16* key, const
                 }
                 std::fill(weights + count * all.tall, weights + deep * all.tall, bf16{});
                 std::fill(slopes + count * all.tall, slopes + deep * all.tall, bf16{});
-                multiply<false>(how, slopes, paired, dq, deep, all.wide, all.tall);
+                multiply<false>(slopes, paired, dq, deep, all.wide, all.tall);
                 for (int64_t i = 0; i < count; ++i) put(all.of(dquery, head, to_step) + (at + i) * to_step, dq + i * all.wide, size);
                 transpose(slopes, deep, all.tall, turned);
                 pair(queries, deep, all.wide, some);
-                multiply<true>(how, turned, some, dk, all.tall, all.wide, deep);
+                multiply<true>(turned, some, dk, all.tall, all.wide, deep);
                 transpose(weights, deep, all.tall, turned);
                 pair(grads, deep, all.wide, some);
-                multiply<true>(how, turned, some, dv, all.tall, all.wide, deep);
+                multiply<true>(turned, some, dv, all.tall, all.wide, deep);
             }
             for (int64_t i = 0; i < length; ++i) {
                 put(all.of(dkey, head, to_step) + i * to_step, dk + i * all.wide, size);
@@ -157,7 +157,7 @@ void attend_backward(const bf16* grad, const bf16* query, const bf16* key, const
 }  // namespace
 
 extern "C" {
-void* attend_bfloat16 = (void*)&attend;
-void* attend_backward_bfloat16 = (void*)&attend_backward;
+void* attend_bfloat16 = lent() ? (void*)&attend : nullptr;
+void* attend_backward_bfloat16 = lent() ? (void*)&attend_backward : nullptr;
 }
 #endif

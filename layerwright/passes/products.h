@@ -1,18 +1,15 @@
-// Products of bf16 matrices that fit the cache, by the instructions that processors have for them: tiles (AMX), else dot
-// products of pairs (AVX512-BF16).  Sums are in float32.
+// Products of bf16 matrices that fit the cache, by the tiles that some processors have (AMX).  Sums are in float32.
 //
-// Both take the first matrix row by row, and of the second two rows at a time, the numbers of one above the other side by
-// side: "paired".  All sides are multiples of SIDE; what is smaller is filled up with zeros.
+// A tile takes the first matrix row by row, and of the second two rows at a time, the numbers of one above those of the other
+// side by side: "paired".  All sides are multiples of SIDE; what is smaller is filled up with zeros.
 
 #pragma once
 
 #include "numbers.h"
 
-#ifdef __AVX512BF16__
 #ifdef __AMX_BF16__
 #include <sys/syscall.h>
 #include <unistd.h>
-#endif
 
 namespace {
 
@@ -100,94 +97,59 @@ inline void transpose(const bf16* x, int64_t rows, int64_t columns, bf16* to) {
         }
 }
 
-// What a thread needs to be in while it multiplies.
-class Multiplying {
-#ifdef __AMX_BF16__
-    // The system lends the registers of tiles to those who ask (Linux, Documentation/arch/x86/xstate.rst).
-    static bool lent() {
-        static const bool granted = syscall(SYS_arch_prctl, 0x1023, 18) == 0;
-        return granted;
-    }
+// Whether the system lends this process the registers of tiles, which it does to those who ask (Linux, x86/xstate).
+inline bool lent() {
+    constexpr long request = 0x1023, tiles = 18;
+    static const bool granted = syscall(SYS_arch_prctl, request, tiles) == 0;
+    return granted;
+}
 
-   public:
-    const bool tiles = lent();
-    Multiplying() {
+// As long as one lives, its thread has eight tiles of sixteen rows of 64 bytes.
+struct Tiles {
+    Tiles() {
         struct {
             uint8_t palette = 1, first_row = 0, unused[14] = {};
             uint16_t bytes[16] = {64, 64, 64, 64, 64, 64, 64, 64};
             uint8_t rows[16] = {16, 16, 16, 16, 16, 16, 16, 16};
         } shapes;
-        if (tiles) _tile_loadconfig(&shapes);
+        _tile_loadconfig(&shapes);
     }
-    ~Multiplying() {
-        if (tiles) _tile_release();
-    }
-#else
-   public:
-    ~Multiplying() {}
-#endif
+    ~Tiles() { _tile_release(); }
 };
 
-// c [rows, columns] = a [rows, inner] times b, paired [inner / 2, columns]; or that much more.
+// c [rows, columns] = a [rows, inner] times b, paired [inner / 2, columns]; or that much more.  The thread has Tiles.
 template <bool more>
-void multiply(const Multiplying& how, const bf16* a, const Pairs* b, float* c, int64_t rows, int64_t columns, int64_t inner) {
-    const int64_t wide = columns / PAIRS;  // vectors of pairs in a row of b
-#ifdef __AMX_BF16__
-    if (how.tiles) {
-        const int64_t a_step = inner * 2, step = columns * 4;  // in bytes
-        for (int64_t row = 0; row < rows; row += SIDE)
-            for (int64_t at = 0; at < columns; at += SIDE) {
-                float* here = c + row * columns + at;
-                float* below = here + 16 * columns;
-                if constexpr (more) {
-                    _tile_loadd(0, here, step);
-                    _tile_loadd(1, here + 16, step);
-                    _tile_loadd(2, below, step);
-                    _tile_loadd(3, below + 16, step);
-                } else {
-                    _tile_zero(0);
-                    _tile_zero(1);
-                    _tile_zero(2);
-                    _tile_zero(3);
-                }
-                for (int64_t k = 0; k < inner; k += 32) {
-                    const Pairs* second = b + k / 2 * wide + at / PAIRS;
-                    _tile_loadd(4, a + row * inner + k, a_step);
-                    _tile_loadd(6, second, step);
-                    _tile_dpbf16ps(0, 4, 6);
-                    _tile_loadd(7, second + 1, step);
-                    _tile_dpbf16ps(1, 4, 7);
-                    _tile_loadd(5, a + (row + 16) * inner + k, a_step);
-                    _tile_dpbf16ps(2, 5, 6);
-                    _tile_dpbf16ps(3, 5, 7);
-                }
-                _tile_stored(0, here, step);
-                _tile_stored(1, here + 16, step);
-                _tile_stored(2, below, step);
-                _tile_stored(3, below + 16, step);
+void multiply(const bf16* a, const Pairs* b, float* c, int64_t rows, int64_t columns, int64_t inner) {
+    const int64_t wide = columns / PAIRS, a_step = inner * 2, step = columns * 4;  // vectors of pairs in a row of b; bytes
+    for (int64_t row = 0; row < rows; row += SIDE)
+        for (int64_t at = 0; at < columns; at += SIDE) {
+            float *here = c + row * columns + at, *below = here + PAIRS * columns;
+            if constexpr (more) {
+                _tile_loadd(0, here, step);
+                _tile_loadd(1, here + PAIRS, step);
+                _tile_loadd(2, below, step);
+                _tile_loadd(3, below + PAIRS, step);
+            } else {
+                _tile_zero(0);
+                _tile_zero(1);
+                _tile_zero(2);
+                _tile_zero(3);
             }
-        return;
-    }
-#endif
-    constexpr int64_t TALL = 8;  // times two vectors: sums enough to hide how long each takes, and few enough for the registers
-    for (int64_t row = 0; row < rows; row += TALL)
-        for (int64_t at = 0; at < wide; at += 2) {
-            __m512 sums[TALL][2];
-            for (int64_t i = 0; i < TALL; ++i)
-                for (int64_t j = 0; j < 2; ++j)
-                    sums[i][j] = more ? _mm512_loadu_ps(c + (row + i) * columns + (at + j) * PAIRS) : _mm512_setzero_ps();
-            for (int64_t k = 0; k < inner / 2; ++k) {
-                const __m512bh left = (__m512bh)b[k * wide + at], right = (__m512bh)b[k * wide + at + 1];
-                for (int64_t i = 0; i < TALL; ++i) {
-                    int32_t two;
-                    std::memcpy(&two, a + (row + i) * inner + 2 * k, sizeof two);
-                    const __m512bh first = (__m512bh)_mm512_set1_epi32(two);
-                    sums[i][0] = _mm512_dpbf16_ps(sums[i][0], first, left);
-                    sums[i][1] = _mm512_dpbf16_ps(sums[i][1], first, right);
-                }
+            for (int64_t k = 0; k < inner; k += SIDE) {
+                const Pairs* second = b + k / 2 * wide + at / PAIRS;
+                _tile_loadd(4, a + row * inner + k, a_step);
+                _tile_loadd(6, second, step);
+                _tile_dpbf16ps(0, 4, 6);
+                _tile_loadd(7, second + 1, step);
+                _tile_dpbf16ps(1, 4, 7);
+                _tile_loadd(5, a + (row + PAIRS) * inner + k, a_step);
+                _tile_dpbf16ps(2, 5, 6);
+                _tile_dpbf16ps(3, 5, 7);
             }
-            for (int64_t i = 0; i < TALL; ++i)
-                for (int64_t j = 0; j < 2; ++j) _mm512_storeu_ps(c + (row + i) * columns + (at + j) * PAIRS, sums[i][j]);
+            _tile_stored(0, here, step);
+            _tile_stored(1, here + PAIRS, step);
+            _tile_stored(2, below, step);
+            _tile_stored(3, below + PAIRS, step);
         }
 }
 
