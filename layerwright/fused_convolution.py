@@ -1,9 +1,10 @@
-"""The convolutions of `fused`, and all of ConvBERT's mixed attention as one function.
+"""The convolutions of `fused`, and all of LV-BERT's convolution and of ConvBERT's mixed attention as one function each.
 
-Composed of smaller ones, mixed attention would spend as much time between them as in some: gradients of a query that three
-read are added up, parts are laid side by side, and each is a call from Python.
+Composed of smaller ones, they would spend as much time between them as in some: gradients of what several read are added up,
+parts are laid side by side, and each is a call from Python.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,7 +17,11 @@ from .native import call
 
 
 class Maps(NamedTuple):
-    """The maps of mixed attention: of query, key, both values, of the span's key, of the kernels, and of what comes out."""
+    """The maps of a layer that convolves: linear ones in the order in which they are taken, and the one of each channel.
+
+    LV-BERT's are of value and gate, of the span, of the kernels and of what comes out; those of mixed attention are of query,
+    key and both values, and then the same.
+    """
 
     linear: tuple[nn.Linear, ...]
     depthwise: nn.Conv1d
@@ -116,6 +121,62 @@ class _Depthwise(Function):
         return *separated(grad.contiguous(), x, taps, near), None
 
 
+def gated(x: Tensor, maps: Maps, *, heads: int, near: Tensor | None) -> Tensor | None:
+    """Return what LV-BERT's convolution makes of x [B, L, D], or None where it has to be composed.
+
+    near: bool [B, L, K].
+    """
+    x = kernels.lower(x)
+    if not ready(x, *maps.linear):
+        return None
+    near = None if near is None else near.contiguous()
+    return torch.as_tensor(run(_Gated, x.contiguous(), heads, near, maps.depthwise.weight, *_parameters(maps)))
+
+
+def _parameters(maps: Maps) -> list[Tensor]:
+    return [getattr(one, name) for one in maps.linear for name in ("weight", "bias")]
+
+
+@lean
+class _Gated(Function):
+    @staticmethod
+    def forward(ctx, x, heads, near, depthwise, *parameters):  # type: ignore[no-untyped-def]
+        weights, biases, (rows, length, width) = parameters[::2], parameters[1::2], x.shape
+        pointwise, narrow, out = (weight.detach().to(x.dtype) for weight in weights[2:])
+        whole = stacked(weights[:2], x.dtype)
+        two = linear(x.view(-1, width), whole, stacked(biases[:2], x.dtype))
+        u, convolved = torch.empty_like(x), torch.empty_like(x)
+        call("gate", x, two, u, len(two), width)
+        span, taps = separate(u, depthwise, near)
+        key = linear(span.view(-1, width), pointwise, biases[2].to(x.dtype))
+        logits = linear(key, narrow, biases[3].to(x.dtype)).view(rows, length, heads, -1)
+        kernel = slide(u, logits, near, convolved)
+        ctx.save_for_backward(x, whole, two, u, span, taps, pointwise, key, narrow, kernel, convolved, out, near)
+        return linear(convolved.view(-1, width), out, biases[4].to(x.dtype)).view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
+        x, whole, two, u, span, taps, pointwise, key, narrow, kernel, convolved, out, near = saved
+        width, grad, du = x.shape[-1], grad.reshape(-1, x.shape[-1]), torch.empty_like(x)
+        dlogits = slid(linear(grad, out.t()).view(x.shape), u, kernel, near, du).view(len(grad), -1)
+        dkey = linear(dlogits, narrow.t())
+        more, ddepthwise = separated(linear(dkey, pointwise.t()).view(x.shape), u, taps, near)
+        slopes = torch.empty_like(two)
+        call("gate_backward", x, two, du, more, slopes, len(two), width)
+        dx = linear(slopes, whole.t()).view(x.shape)
+        found = _slopes([(slopes, x), (dkey, span), (dlogits, key), (grad, convolved)], width)
+        return dx, None, None, ddepthwise, *found
+
+
+def _slopes(pairs: Sequence[tuple[Tensor, Tensor]], size: int) -> list[Tensor]:
+    """Return the slopes of weight and bias of each map, given those of what came out and what went in; the first are several."""
+    weights = [linear(slope.t(), states.reshape(len(slope), -1).t()) for slope, states in pairs]
+    biases = [sums(slope) for slope, _ in pairs]
+    found = [*weights[0].split(size), *weights[1:]], [*biases[0].split(size), *biases[1:]]
+    return [one for pair in zip(*found, strict=True) for one in pair]
+
+
 def mixed(x: Tensor, maps: Maps, *, heads: int, visible: Tensor | None, near: Tensor | None, p: float) -> Tensor | None:
     """Return what mixed attention makes of x [B, L, D], or None where it has to be composed.
 
@@ -125,9 +186,8 @@ def mixed(x: Tensor, maps: Maps, *, heads: int, visible: Tensor | None, near: Te
     level = looking(x, x.shape[1], visible, p)
     if level is None or not ready(x, *maps.linear):
         return None
-    parameters = [getattr(one, name) for one in maps.linear for name in ("weight", "bias")]
     near = None if near is None else near.contiguous()
-    return torch.as_tensor(run(_Mixed, x.contiguous(), heads, visible, near, level, maps.depthwise.weight, *parameters))
+    return torch.as_tensor(run(_Mixed, x.contiguous(), heads, visible, near, level, maps.depthwise.weight, *_parameters(maps)))
 
 
 @lean
@@ -173,8 +233,5 @@ class _Mixed(Function):
         dspan = linear(dspan_key, pointwise.t()).view(x.shape)
         dx, ddepthwise = separated(dspan, x, taps, near)
         dx = torch.addmm(dx.view(count, -1), flat, whole).view(x.shape)
-        pairs = [(flat, x), (dspan_key, span), (dlogits, product), (grad, both)]
-        dweights = [linear(slope.t(), states.reshape(count, -1).t()) for slope, states in pairs]
-        dbiases = [sums(slope) for slope, _ in pairs]
-        found = [*dweights[0].split(size), *dweights[1:]], [*dbiases[0].split(size), *dbiases[1:]]
-        return dx, None, None, None, None, ddepthwise, *(one for pair in zip(*found, strict=True) for one in pair)
+        found = _slopes([(flat, x), (dspan_key, span), (dlogits, product), (grad, both)], size)
+        return dx, None, None, None, None, ddepthwise, *found

@@ -391,9 +391,17 @@ def test_half_precision_weights_train_too():
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("apart", [False, True])
 @pytest.mark.parametrize(
-    "layer", ["mixed[heads=2]", "mixed[heads=4,ratio=4,kernel=5]", "mixed[heads=3,form=transformers]", "mixed[heads=1]"]
+    "layer",
+    [
+        "mixed[heads=2]",
+        "mixed[heads=4,ratio=4,kernel=5]",
+        "mixed[heads=3,form=transformers]",
+        "mixed[heads=1]",
+        "conv[heads=2]",
+        "conv[heads=3,kernel=5]",
+    ],
 )
-def test_mixed_attention_at_once(monkeypatch, layer, apart, dtype, tolerance):
+def test_a_layer_that_convolves_at_once(monkeypatch, layer, apart, dtype, tolerance):
     monkeypatch.setattr(kernels, "scaled", lambda *_: False)  # in float32 without dropout, PyTorch's attention is as fast
     torch.manual_seed(0)
     arch = Architecture.parse(f"24: {layer}")
@@ -423,6 +431,20 @@ def test_mixed_attention_is_composed_where_it_must_be():
         assert body.at_once(x, Context(dropout=0.1)) is None
     body.query.register_forward_hook(lambda *_: None)
     assert body.at_once(x, Context(dropout=0.1)) is None
+
+
+@needs_compiler
+def test_a_convolution_is_composed_where_it_must_be():
+    body = Backbone(Architecture.parse("24: conv[heads=2]"), dropout=0.0).layers[0].body
+    x = leaf(2, 13, 24)
+    assert body.at_once(x, Context()) is not None
+    assert body.at_once(x, Context(mask=torch.ones(2, 13, dtype=torch.bool))) is None
+    with torch.no_grad():
+        assert body.at_once(x, Context()) is None
+    with plain():
+        assert body.at_once(x, Context()) is None
+    body.gate.register_forward_hook(lambda *_: None)
+    assert body.at_once(x, Context()) is None
 
 
 @pytest.mark.parametrize("mask", [None, MASK_OF_TWO])

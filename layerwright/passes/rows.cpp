@@ -161,6 +161,32 @@ void gelu_backward(const T* h, const float* bias, T* grad, T* a, float* dbias, i
     gather(parts, count, width, dbias);
 }
 
+// u = value * sigmoid(gate) of rows [value, gate].
+template <class T>
+void gate(const T* both, T* u, int64_t rows, int64_t width) {
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; ++row)
+        across(width, [=](int64_t at, auto count) {
+            const T* value = both + 2 * row * width + at;
+            put(u + row * width + at, lanes(value, count) / (1.0f + exponential(-lanes(value + width, count))), count);
+        });
+}
+
+// The slopes of value and gate, side by side, from two that add up to that of u.
+template <class T>
+void gate_backward(const T* both, const T* grad, const T* more, T* slopes, int64_t rows, int64_t width) {
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; ++row)
+        across(width, [=](int64_t at, auto count) {
+            const T* value = both + 2 * row * width + at;
+            const Lanes slope = lanes(grad + row * width + at, count) + lanes(more + row * width + at, count);
+            const Lanes open = 1.0f / (1.0f + exponential(-lanes(value + width, count)));
+            T* to = slopes + 2 * row * width + at;
+            put(to, slope * open, count);
+            put(to + width, slope * open * (1.0f - open) * lanes(value, count), count);
+        });
+}
+
 template <class T>
 void column_sums(const T* __restrict x, float* __restrict sums, int64_t rows, int64_t width) {
     const int64_t count = blocks(rows);
@@ -306,6 +332,8 @@ BOTH(add_norm)
 BOTH(add_norm_backward)
 BOTH(gelu)
 BOTH(gelu_backward)
+BOTH(gate)
+BOTH(gate_backward)
 BOTH(column_sums)
 BOTH(softmax)
 BOTH(softmax_backward)
