@@ -42,16 +42,6 @@ inline void across(int64_t width, Pass pass) {
     if (at < width) pass(at, width - at);
 }
 
-inline float load(float x) { return x; }
-inline float load(bf16 x) { return std::bit_cast<float>(uint32_t(x.bits) << 16); }
-
-inline void store(float& to, float x) { to = x; }
-inline void store(bf16& to, float x) {
-    const uint32_t bits = std::bit_cast<uint32_t>(x);
-    const uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;  // to the nearest, ties to even
-    to.bits = uint16_t(x == x ? rounded : 0x7fc0);
-}
-
 inline Lanes lanes(const float* from, Full = {}) {
     Lanes x;
     std::memcpy(&x, from, sizeof x);
@@ -83,6 +73,7 @@ inline void put(bf16* to, Lanes x, Full = {}) {
 #ifdef __AVX512BF16__
     _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
 #else
+    // To the nearest, ties to even.
     const Words bits = (Words)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
     const Halves half = __builtin_convertvector(x == x ? rounded : rounded * 0 + 0x7fc0, Halves);
     std::memcpy(to, &half, sizeof half);
@@ -103,8 +94,8 @@ inline void put(T* to, const float* from, int64_t width) {
 // So many, and something else beyond.
 inline Lanes only(Lanes x, Full, float = 0) { return x; }
 inline Lanes only(Lanes x, int64_t count, float beyond = 0) {
-    for (int64_t i = count; i < LANES; ++i) x[i] = beyond;
-    return x;
+    const Words places{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    return places < uint32_t(count) ? x : Lanes{} + beyond;
 }
 
 // What all lanes hold, halves upon halves.

@@ -187,15 +187,41 @@ void gate_backward(const T* both, const T* grad, const T* more, T* slopes, int64
         });
 }
 
+// y = a * b, where rows of a lie `step` apart.
 template <class T>
-void column_sums(const T* __restrict x, float* __restrict sums, int64_t rows, int64_t width) {
+void times(const T* a, const T* b, T* y, int64_t rows, int64_t width, int64_t step) {
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; ++row)
+        across(width, [=](int64_t at, auto count) {
+            put(y + row * width + at, lanes(a + row * step + at, count) * lanes(b + row * width + at, count), count);
+        });
+}
+
+// The slope of b, and that much more on the slope of a, which lies like a.
+template <class T>
+void times_backward(const T* grad, const T* a, const T* b, T* da, T* db, int64_t rows, int64_t width, int64_t step) {
+#pragma omp parallel for schedule(static)
+    for (int64_t row = 0; row < rows; ++row)
+        across(width, [=](int64_t at, auto count) {
+            const int64_t here = row * width + at, there = row * step + at;
+            const Lanes slope = lanes(grad + here, count);
+            put(da + there, lanes(da + there, count) + slope * lanes(b + here, count), count);
+            put(db + here, slope * lanes(a + there, count), count);
+        });
+}
+
+template <class T>
+void column_sums(const T* x, float* sums, int64_t rows, int64_t width) {
     const int64_t count = blocks(rows);
     std::vector<float> parts(count * width);
 #pragma omp parallel for schedule(static)
-    for (int64_t block = 0; block < count; ++block)
+    for (int64_t block = 0; block < count; ++block) {
+        float* own = &parts[block * width];
         for (int64_t row = block * ROWS; row < std::min(rows, (block + 1) * ROWS); ++row)
-#pragma omp simd
-            for (int64_t i = 0; i < width; ++i) parts[block * width + i] += load(x[row * width + i]);
+            across(width, [=](int64_t at, auto some) {
+                put(own + at, lanes(own + at, some) + lanes(x + row * width + at, some), some);
+            });
+    }
     gather(parts, count, width, sums);
 }
 
@@ -334,6 +360,8 @@ BOTH(gelu)
 BOTH(gelu_backward)
 BOTH(gate)
 BOTH(gate_backward)
+BOTH(times)
+BOTH(times_backward)
 BOTH(column_sums)
 BOTH(softmax)
 BOTH(softmax_backward)

@@ -4,43 +4,24 @@
 
 namespace {
 
-// As many lanes of channels as have their sums in registers, and as many of a head as are held at once.
-constexpr int64_t RUN = 4, CHANNELS = RUN * LANES, MOST = 8;
+// Channels that are worked on together.
+constexpr int64_t RUN = 4, CHANNELS = RUN * LANES;
 
-// Call `pass` for runs of channels, with how many lanes a run has, known when it is compiled; the last ones by the one lane.
+// Call `pass` with the size of a kernel where it is a usual one, known when it is compiled, so that what belongs to taps stays in
+// registers; else with 0.
 template <class Pass>
-void runs(int64_t size, Pass pass) {
-    int64_t at = 0;
-    for (; at + CHANNELS <= size; at += CHANNELS) pass(at, std::integral_constant<int64_t, RUN>{});
-    for (; at + LANES <= size; at += LANES) pass(at, std::integral_constant<int64_t, 1>{});
-    for (; at < size; ++at) pass(at, std::integral_constant<int64_t, 0>{});
+void sized(int64_t kernel, Pass pass) {
+    if (kernel == 3)
+        pass(std::integral_constant<int64_t, 3>{});
+    else if (kernel == 5)
+        pass(std::integral_constant<int64_t, 5>{});
+    else if (kernel == 7)
+        pass(std::integral_constant<int64_t, 7>{});
+    else if (kernel == 9)
+        pass(std::integral_constant<int64_t, 9>{});
+    else
+        pass(std::integral_constant<int64_t, 0>{});
 }
-
-// What one run adds up: lanes, or a single number.
-template <int64_t count>
-struct Sum {
-    Lanes held[count] = {};
-    template <class A>
-    void add(const A* a, float factor) {
-        for (int64_t i = 0; i < count; ++i) held[i] += lanes(a + i * LANES) * factor;
-    }
-    template <class T>
-    void put(T* to) const {
-        for (int64_t i = 0; i < count; ++i) ::put(to + i * LANES, held[i]);
-    }
-};
-template <>
-struct Sum<0> {
-    float one = 0;
-    template <class A>
-    void add(const A* a, float factor) {
-        one += load(*a) * factor;
-    }
-    template <class T>
-    void put(T* to) const {
-        store(*to, one);
-    }
-};
 
 // Lane l of the result is the sum of the lanes of the l-th of sixteen: halves are added until one of each is left.
 template <int stride>
@@ -64,90 +45,116 @@ inline Lanes totals(Lanes* sums) {
 inline int64_t first(int64_t here, int64_t kernel) { return std::max<int64_t>(0, kernel / 2 - here); }
 inline int64_t last(int64_t here, int64_t length, int64_t kernel) { return std::min(kernel, length - here + kernel / 2); }
 
-// Copy some channels of the tokens `from` to `to` of a row, in float32, for as many lanes as a run has; zeros outside the row.
+// Copy some channels of the tokens `from` to `to` of a row, in float32, to where zeros are and a token has so much room; none outside
+// the row.
 template <class T>
-void widen(const T* row, int64_t from, int64_t to, int64_t length, int64_t width, int64_t size, float* wide) {
-    std::fill(wide, wide + (to - from) * CHANNELS, 0.0f);
+void widen(const T* row, int64_t from, int64_t to, int64_t length, int64_t step, int64_t size, float* wide, int64_t room = CHANNELS) {
     for (int64_t token = std::max<int64_t>(from, 0); token < std::min(to, length); ++token)
-#pragma omp simd
-        for (int64_t i = 0; i < size; ++i) wide[(token - from) * CHANNELS + i] = load(row[token * width + i]);
+        across(size, [=](int64_t at, auto count) { put(wide + (token - from) * room + at, lanes(row + token * step + at, count)); });
 }
 
-// Call `pass` for all parts of [B, L, D]: a row, the tokens of a block and a run of channels.
+// Some channels of a block of tokens of a row of [B, L, groups * width], all of one group; blocks count over all rows.
+struct Piece {
+    int64_t block, first_token, from, to, group, at, size;
+};
+
+// Call `pass` for all pieces.
 template <class Pass>
-void pieces(int64_t rows, int64_t length, int64_t width, Pass pass) {
-    const int64_t count = blocks(length), across = (width + CHANNELS - 1) / CHANNELS;
+void pieces(int64_t rows, int64_t length, int64_t groups, int64_t width, Pass pass) {
+    const int64_t count = blocks(length), parts = (width + CHANNELS - 1) / CHANNELS, wide = groups * parts;
 #pragma omp parallel for schedule(static)
-    for (int64_t piece = 0; piece < rows * count * across; ++piece) {
-        const int64_t at = piece % across * CHANNELS, block = piece / across, from = block % count * ROWS;
-        pass(block, from, std::min(length, from + ROWS), at, std::min(CHANNELS, width - at));
+    for (int64_t piece = 0; piece < rows * count * wide; ++piece) {
+        const int64_t block = piece / wide, group = piece % wide / parts, at = piece % parts * CHANNELS, from = block % count * ROWS;
+        pass(Piece{block, block / count * length, from, std::min(length, from + ROWS), group, group * width + at, std::min(CHANNELS, width - at)});
     }
 }
 
 // y[b, l, d] = sum over k of taps[k, d] x[b, l + k - K / 2, d], where `near` [B, L, K] says that a neighbour counts (or is
 // null); with `flip` each token gives instead of takes: the gradient of x.
 template <class T>
-void depthwise(const T* __restrict x, const float* __restrict taps, const uint8_t* __restrict near, T* __restrict y, int64_t rows,
-               int64_t length, int64_t width, int64_t kernel, int64_t flip) {
-    pieces(rows, length, width, [=](int64_t block, int64_t from, int64_t to, int64_t at, int64_t size) {
-        const int64_t first_token = block / blocks(length) * length, row = first_token * width + at;
-        std::vector<Lanes> room((ROWS + 2 * kernel) * RUN);  // where lanes lie is not split between two lines of the cache
-        float *wide = (float*)room.data(), *own = wide + (ROWS + kernel) * CHANNELS;
-        widen(x + row, from - kernel / 2, to - kernel / 2 + kernel - 1, length, width, size, wide);
-        for (int64_t k = 0; k < kernel; ++k)
-            std::copy_n(taps + (flip ? kernel - 1 - k : k) * width + at, size, own + k * CHANNELS);
-        for (int64_t token = from; token < to; ++token) {
-            Lanes sums[RUN] = {};
-            for (int64_t k = 0; k < kernel; ++k) {
-                const int64_t there = token + k - kernel / 2;
-                if (near && (there < 0 || there >= length || !near[(first_token + (flip ? there : token)) * kernel + (flip ? kernel - 1 - k : k)]))
-                    continue;
-                for (int64_t i = 0; i < RUN; ++i)
-                    sums[i] += lanes(wide + (token - from + k) * CHANNELS + i * LANES) * lanes(own + k * CHANNELS + i * LANES);
-            }
-            put(y + row + token * width, (const float*)sums, size);
-        }
+void depthwise(const T* x, const float* taps, const uint8_t* near, T* y, int64_t rows, int64_t length, int64_t width, int64_t kernel,
+               int64_t flip) {
+    pieces(rows, length, 1, width, [=](Piece piece) {
+        const int64_t row = piece.first_token * width + piece.at, from = piece.from;
+        std::vector<Lanes> room((ROWS + kernel) * RUN);  // where lanes lie is not split between two lines of the cache
+        float* wide = (float*)room.data();
+        widen(x + row, from - kernel / 2, piece.to - kernel / 2 + kernel - 1, length, width, piece.size, wide);
+        const auto tap = [=](int64_t k, int64_t at, auto count) {
+            return lanes(taps + (flip ? kernel - 1 - k : k) * width + piece.at + at, count);
+        };
+        const auto counts = [=](int64_t token, int64_t k) {
+            const int64_t there = token + k - kernel / 2, giver = piece.first_token + (flip ? there : token);
+            return there >= 0 && there < length && near[giver * kernel + (flip ? kernel - 1 - k : k)];
+        };
+        sized(near ? 0 : kernel, [=](auto known) {
+            across(piece.size, [=](int64_t at, auto count) {
+                Lanes held[known + 1];
+                for (int64_t k = 0; k < known; ++k) held[k] = tap(k, at, count);
+                for (int64_t token = from; token < piece.to; ++token) {
+                    const float* here = wide + (token - from) * CHANNELS + at;
+                    Lanes sum{};
+                    if constexpr (known)
+                        for (int64_t k = 0; k < known; ++k) sum += lanes(here + k * CHANNELS) * held[k];
+                    else
+                        for (int64_t k = 0; k < kernel; ++k)
+                            if (!near || counts(token, k)) sum += lanes(here + k * CHANNELS) * tap(k, at, count);
+                    put(y + row + token * width + at, sum, count);
+                }
+            });
+        });
     });
 }
 
 // The gradient of the taps: [K, D].
 template <class T>
-void depthwise_taps(const T* __restrict x, const T* __restrict grad, const uint8_t* __restrict near, float* __restrict dtaps,
-                    int64_t rows, int64_t length, int64_t width, int64_t kernel) {
+void depthwise_taps(const T* x, const T* grad, const uint8_t* near, float* dtaps, int64_t rows, int64_t length, int64_t width,
+                    int64_t kernel) {
     const int64_t count = rows * blocks(length);
     std::vector<float> parts(count * kernel * width);
     float* all = parts.data();
-    pieces(rows, length, width, [=](int64_t block, int64_t from, int64_t to, int64_t at, int64_t size) {
-        const int64_t first_token = block / blocks(length) * length, row = first_token * width + at;
-        std::vector<Lanes> room((2 * ROWS + kernel) * RUN);
-        float *wide = (float*)room.data(), *slopes = wide + (ROWS + kernel) * CHANNELS;
-        widen(x + row, from - kernel / 2, to - kernel / 2 + kernel - 1, length, width, size, wide);
-        widen(grad + row, from, to, length, width, size, slopes);
-        for (int64_t k = 0; k < kernel; ++k) {
-            Lanes sums[RUN] = {};
-            for (int64_t token = 0; token < to - from; ++token) {
-                if (near && !near[(first_token + from + token) * kernel + k]) continue;
-                for (int64_t i = 0; i < RUN; ++i)
-                    sums[i] += lanes(wide + (token + k) * CHANNELS + i * LANES) * lanes(slopes + token * CHANNELS + i * LANES);
-            }
-            std::copy_n((const float*)sums, size, all + (block * kernel + k) * width + at);
-        }
+    pieces(rows, length, 1, width, [=](Piece piece) {
+        const int64_t row = piece.first_token * width + piece.at, from = piece.from;
+        std::vector<Lanes> room((ROWS + kernel) * RUN);
+        float *wide = (float*)room.data(), *own = all + piece.block * kernel * width + piece.at;
+        widen(x + row, from - kernel / 2, piece.to - kernel / 2 + kernel - 1, length, width, piece.size, wide);
+        const T* slopes = grad + row + from * width;
+        sized(near ? 0 : kernel, [=](auto known) {
+            across(piece.size, [=](int64_t at, auto some) {
+                if constexpr (known) {
+                    Lanes sums[known] = {};
+                    for (int64_t token = 0; token < piece.to - from; ++token) {
+                        const Lanes slope = lanes(slopes + token * width + at, some);
+                        for (int64_t k = 0; k < known; ++k) sums[k] += lanes(wide + (token + k) * CHANNELS + at) * slope;
+                    }
+                    for (int64_t k = 0; k < known; ++k) put(own + k * width + at, sums[k], some);
+                } else
+                    for (int64_t k = 0; k < kernel; ++k) {
+                        Lanes sum{};
+                        for (int64_t token = 0; token < piece.to - from; ++token)
+                            if (!near || near[(piece.first_token + from + token) * kernel + k])
+                                sum += lanes(wide + (token + k) * CHANNELS + at) * lanes(slopes + token * width + at, some);
+                        put(own + k * width + at, sum, some);
+                    }
+            });
+        });
     });
     gather(parts, count, kernel * width, dtaps);
 }
 
 // The softmax over the taps of each head of each token, [B, L, H, K].
 template <class T>
-void softmax_of_taps(const T* __restrict logits, float* __restrict weights, int64_t rows, int64_t kernel) {
+void softmax_of_taps(const T* logits, float* weights, int64_t rows, int64_t kernel) {
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < rows; ++row) {
         const T* from = logits + row * kernel;
-        float *to = weights + row * kernel, most = -INFINITY, sum = 0;
-        for (int64_t k = 0; k < kernel; ++k) most = std::max(most, load(from[k]));
-#pragma omp simd reduction(+ : sum)
-        for (int64_t k = 0; k < kernel; ++k) sum += to[k] = exponential(load(from[k]) - most);
-        sum = 1.0f / sum;
-        for (int64_t k = 0; k < kernel; ++k) to[k] *= sum;
+        float* to = weights + row * kernel;
+        if (kernel <= LANES) {
+            const Lanes x = only(lanes(from, kernel), kernel, -INFINITY), shares = only(exponential(x - largest(x)), kernel);
+            put(to, shares / total(shares), kernel);
+        } else {
+            across(kernel, [=](int64_t at, auto count) { put(to + at, lanes(from + at, count), count); });
+            softmax_of(to, nullptr, kernel);
+        }
     }
 }
 
@@ -155,60 +162,60 @@ void softmax_of_taps(const T* __restrict logits, float* __restrict weights, int6
 // counts (or is null); with `flip` each token gives instead of takes: the gradient of x.  A token of x lies `step` numbers
 // from the one before it, and one of y `to_step`.
 template <class T>
-void convolve(const T* __restrict x, const float* __restrict weights, const uint8_t* __restrict near, T* __restrict y,
-              int64_t rows, int64_t length, int64_t heads, int64_t size, int64_t kernel, int64_t step, int64_t to_step, int64_t flip) {
-#pragma omp parallel for schedule(static)
-    for (int64_t token = 0; token < rows * length; ++token) {
-        const int64_t here = token % length, from = first(here, kernel), to = last(here, length, kernel);
-        for (int64_t head = 0; head < heads; ++head)
-            runs(size, [=](int64_t at, auto count) {
-                Sum<count> sum;
-                for (int64_t k = from; k < to; ++k) {
-                    const int64_t there = token + k - kernel / 2, giver = flip ? there : token, tap = flip ? kernel - 1 - k : k;
-                    if (near && !near[giver * kernel + tap]) continue;
-                    const float weight = weights[(giver * heads + head) * kernel + tap];
-                    sum.add(x + there * step + head * size + at, weight);
-                }
-                sum.put(y + token * to_step + head * size + at);
-            });
-    }
+void convolve(const T* x, const float* weights, const uint8_t* near, T* y, int64_t rows, int64_t length, int64_t heads, int64_t size,
+              int64_t kernel, int64_t step, int64_t to_step, int64_t flip) {
+    pieces(rows, length, heads, size, [=](Piece piece) {
+        std::vector<Lanes> room((ROWS + kernel) * RUN);
+        float* wide = (float*)room.data();
+        widen(x + piece.first_token * step + piece.at, piece.from - kernel / 2, piece.to - kernel / 2 + kernel - 1, length, step, piece.size, wide);
+        for (int64_t token = piece.from; token < piece.to; ++token) {
+            const int64_t from = first(token, kernel), to = last(token, length, kernel);
+            const float* here = wide + (token - piece.from) * CHANNELS;
+            Lanes sums[RUN] = {};
+            for (int64_t k = from; k < to; ++k) {
+                const int64_t giver = piece.first_token + (flip ? token + k - kernel / 2 : token), tap = flip ? kernel - 1 - k : k;
+                if (near && !near[giver * kernel + tap]) continue;
+                const float weight = weights[(giver * heads + piece.group) * kernel + tap];
+                for (int64_t i = 0; i < RUN; ++i) sums[i] += lanes(here + k * CHANNELS + i * LANES) * weight;
+            }
+            T* there = y + (piece.first_token + token) * to_step + piece.at;
+            across(piece.size, [&](int64_t at, auto count) { put(there + at, sums[at / LANES], count); });
+        }
+    });
 }
 
 // The gradient of the logits behind the weights.
 template <class T>
-void convolve_logits(const T* __restrict grad, const T* __restrict x, const float* __restrict weights,
-                     const uint8_t* __restrict near, T* __restrict dlogits, int64_t rows, int64_t length, int64_t heads,
-                     int64_t size, int64_t kernel, int64_t grad_step, int64_t step) {
-    const int64_t room = (kernel + LANES - 1) / LANES * LANES;
-#pragma omp parallel
-    {
-        std::vector<float> slopes(room);
-        float* slope = slopes.data();
-#pragma omp for schedule(static)
-        for (int64_t token = 0; token < rows * length; ++token) {
-            const int64_t here = token % length, from = first(here, kernel), to = last(here, length, kernel);
-            for (int64_t head = 0; head < heads; ++head) {
-                const T* g = grad + token * grad_step + head * size;
-                const T* mixed = x + (token - kernel / 2) * step + head * size;
-                const float* own = weights + (token * heads + head) * kernel;
-                const int64_t whole = std::min(size / LANES, MOST);
-                Lanes wide[MOST];
-                for (int64_t i = 0; i < whole; ++i) wide[i] = lanes(g + i * LANES);
-                for (int64_t some = 0; some < kernel; some += LANES) {
-                    Lanes sums[LANES] = {};
-                    for (int64_t k = std::max(from, some); k < std::min(to, some + LANES); ++k)
-                        for (int64_t i = 0; i < whole; ++i) sums[k - some] += lanes(mixed + k * step + i * LANES) * wide[i];
-                    const Lanes found = totals(sums);
-                    std::memcpy(slope + some, &found, sizeof found);
+void convolve_logits(const T* grad, const T* x, const float* weights, const uint8_t* near, T* dlogits, int64_t rows, int64_t length,
+                     int64_t heads, int64_t size, int64_t kernel, int64_t grad_step, int64_t step) {
+    const int64_t count = blocks(length), room = (size + LANES - 1) / LANES * LANES, some_taps = (kernel + LANES - 1) / LANES * LANES;
+#pragma omp parallel for schedule(static)
+    for (int64_t piece = 0; piece < rows * count * heads; ++piece) {
+        const int64_t block = piece / heads, head = piece % heads, begin = block % count * ROWS, end = std::min(length, begin + ROWS);
+        const int64_t row = block / count * length, channel = head * size;
+        std::vector<Lanes> lines(((2 * ROWS + kernel) * room + some_taps) / LANES);
+        float *wide = (float*)lines.data(), *grads = wide + (ROWS + kernel) * room, *slope = grads + ROWS * room;
+        widen(x + row * step + channel, begin - kernel / 2, end - kernel / 2 + kernel - 1, length, step, size, wide, room);
+        widen(grad + row * grad_step + channel, begin, end, length, grad_step, size, grads, room);
+        for (int64_t token = begin; token < end; ++token) {
+            const int64_t from = first(token, kernel), to = last(token, length, kernel), place = ((row + token) * heads + head) * kernel;
+            const float *here = wide + (token - begin) * room, *own = grads + (token - begin) * room;
+            for (int64_t some = 0; some < kernel; some += LANES) {
+                Lanes sums[LANES] = {};
+                for (int64_t k = std::max(from, some); k < std::min(to, some + LANES); ++k) {
+                    Lanes sum{};
+                    for (int64_t at = 0; at < room; at += LANES) sum += lanes(here + k * room + at) * lanes(own + at);
+                    sums[k - some] = sum;
                 }
-                for (int64_t i = whole * LANES; i < size; ++i)
-                    for (int64_t k = from; k < to; ++k) slope[k] += load(mixed[k * step + i]) * load(g[i]);
-                float mean = 0;
-                for (int64_t k = 0; near && k < kernel; ++k) slope[k] = near[token * kernel + k] ? slope[k] : 0.0f;
-                for (int64_t k = 0; k < kernel; ++k) mean += slope[k] * own[k];
-                for (int64_t k = 0; k < kernel; ++k) slope[k] = (slope[k] - mean) * own[k];
-                put(dlogits + (token * heads + head) * kernel, slope, kernel);
+                put(slope + some, totals(sums));
             }
+            for (int64_t k = 0; near && k < kernel; ++k) slope[k] = near[(row + token) * kernel + k] ? slope[k] : 0.0f;
+            Lanes shared{};
+            across(kernel, [&](int64_t k, auto some) { shared += lanes(slope + k, some) * lanes(weights + place + k, some); });
+            const float mean = total(shared);
+            across(kernel, [=](int64_t k, auto some) {
+                put(dlogits + place + k, (lanes(slope + k, some) - mean) * lanes(weights + place + k, some), some);
+            });
         }
     }
 }
