@@ -29,8 +29,8 @@ struct Sight {
 };
 
 void attend(const bf16* query, const bf16* key, const bf16* value, bf16* to, float* nats, const uint8_t* visible, int64_t rows,
-            int64_t length, int64_t heads, int64_t size, int64_t query_step, int64_t key_step, int64_t value_step, int64_t to_step,
-            int64_t row_step, int64_t step, int64_t level, int64_t seed) {
+            int64_t length, int64_t heads, int64_t size, int64_t query_step, int64_t key_step, int64_t value_step,
+            int64_t to_step, int64_t row_step, int64_t step, int64_t level, int64_t seed) {
     const Heads all{rows, length, heads, size};
     const Sight sight{visible, row_step, step};
     const Dropout drop(level, seed);
@@ -67,7 +67,8 @@ void attend(const bf16* query, const bf16* key, const bf16* value, bf16* to, flo
                     });
                 }
                 multiply<false>(weights, values, mixed, SIDE, all.wide, all.tall);
-                for (int64_t i = 0; i < count; ++i) put(all.of(to, head, to_step) + (at + i) * to_step, mixed + i * all.wide, size);
+                for (int64_t i = 0; i < count; ++i)
+                    put(all.of(to, head, to_step) + (at + i) * to_step, mixed + i * all.wide, size);
             }
         }
     }
@@ -81,7 +82,8 @@ void attend_backward(const bf16* grad, const bf16* query, const bf16* key, const
     const Heads all{rows, length, heads, size};
     const Sight sight{visible, row_step, step};
     const Dropout drop(level, seed);
-    const int64_t block = std::min<int64_t>(4 * SIDE, all.tall);  // queries at a time: enough that sums over them are seldom stored
+    const int64_t block =
+        std::min<int64_t>(4 * SIDE, all.tall);  // queries at a time: enough that sums over them are seldom stored
 #pragma omp parallel
     {
         const Tiles tiles;
@@ -138,7 +140,8 @@ void attend_backward(const bf16* grad, const bf16* query, const bf16* key, const
                 std::fill(weights + count * all.tall, weights + deep * all.tall, bf16{});
                 std::fill(slopes + count * all.tall, slopes + deep * all.tall, bf16{});
                 multiply<false>(slopes, paired, dq, deep, all.wide, all.tall);
-                for (int64_t i = 0; i < count; ++i) put(all.of(dquery, head, to_step) + (at + i) * to_step, dq + i * all.wide, size);
+                for (int64_t i = 0; i < count; ++i)
+                    put(all.of(dquery, head, to_step) + (at + i) * to_step, dq + i * all.wide, size);
                 transpose(slopes, deep, all.tall, turned);
                 pair(queries, deep, all.wide, some);
                 multiply<true>(turned, some, dk, all.tall, all.wide, deep);

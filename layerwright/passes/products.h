@@ -91,7 +91,8 @@ inline void transpose(const bf16* x, int64_t rows, int64_t columns, bf16* to) {
     Pairs block[PAIRS];
     for (int64_t row = 0; row < rows; row += 2 * PAIRS)
         for (int64_t at = 0; at < columns; at += PAIRS) {
-            for (int64_t i = 0; i < PAIRS; ++i) block[i] = pairs(x + (row + 2 * i) * columns + at, x + (row + 2 * i + 1) * columns + at);
+            for (int64_t i = 0; i < PAIRS; ++i)
+                block[i] = pairs(x + (row + 2 * i) * columns + at, x + (row + 2 * i + 1) * columns + at);
             turn(block);
             for (int64_t i = 0; i < PAIRS; ++i) std::memcpy(to + (at + i) * rows + row, &block[i], sizeof block[i]);
         }

@@ -41,8 +41,8 @@ inline void gelu_at(bf16, Lanes x, Lanes& value, Lanes& slope) {
 
 // The norm of x + dropout(y), and, unless that is null, the sum.
 template <class T>
-void add_norm(const T* x, const T* y, const float* weight, const float* bias, T* out, T* sum, float* mean, float* scale, int64_t rows,
-              int64_t width, double eps, int64_t level, int64_t seed) {
+void add_norm(const T* x, const T* y, const float* weight, const float* bias, T* out, T* sum, float* mean, float* scale,
+              int64_t rows, int64_t width, double eps, int64_t level, int64_t seed) {
     const Dropout drop(level, seed);
 #pragma omp parallel
     {
@@ -80,8 +80,9 @@ void add_norm(const T* x, const T* y, const float* weight, const float* bias, T*
 
 // From what was kept: the sum, or, where `bias` is given, the result, of which the sum's norm is found again.
 template <class T>
-void add_norm_backward(const T* grad, const T* kept, const float* weight, const float* bias, const float* mean, const float* scale,
-                       T* dx, T* dy, float* dweight, float* dbias, int64_t rows, int64_t width, int64_t level, int64_t seed) {
+void add_norm_backward(const T* grad, const T* kept, const float* weight, const float* bias, const float* mean,
+                       const float* scale, T* dx, T* dy, float* dweight, float* dbias, int64_t rows, int64_t width, int64_t level,
+                       int64_t seed) {
     const Dropout drop(level, seed);
     const int64_t count = blocks(rows);
     std::vector<float> parts(count * 2 * width), sums(2 * width), undo(2 * width);
@@ -102,7 +103,8 @@ void add_norm_backward(const T* grad, const T* kept, const float* weight, const 
                 const float size = scale[row], middle = bias ? 0.0f : mean[row], step = bias ? 1.0f : size;
                 Lanes flat{}, along{};
                 across(width, [&](int64_t at, auto some) {
-                    const Lanes g = lanes(grad + start + at, some), off = lanes(kept + start + at, some) - middle - lanes(shift + at, some);
+                    const Lanes g = lanes(grad + start + at, some),
+                                off = lanes(kept + start + at, some) - middle - lanes(shift + at, some);
                     const Lanes n = only(off * step * lanes(unit + at, some), some), s = g * lanes(weight + at, some);
                     put(first + at, lanes(first + at, some) + g * n, some);
                     put(second + at, lanes(second + at, some) + g, some);
@@ -228,8 +230,8 @@ void column_sums(const T* x, float* sums, int64_t rows, int64_t width) {
 // Softmax of each row of scores [B, H, L, width], in place, and the same after dropout.  visible: which columns count, at
 // b * batch_step + l * step; or null.
 template <class T>
-void softmax(T* __restrict scores, T* __restrict dropped, const uint8_t* __restrict visible, int64_t rows, int64_t width, int64_t heads,
-             int64_t length, int64_t batch_step, int64_t step, int64_t level, int64_t seed) {
+void softmax(T* __restrict scores, T* __restrict dropped, const uint8_t* __restrict visible, int64_t rows, int64_t width,
+             int64_t heads, int64_t length, int64_t batch_step, int64_t step, int64_t level, int64_t seed) {
     const Dropout drop(level, seed);
 #pragma omp parallel
     {
@@ -244,7 +246,8 @@ void softmax(T* __restrict scores, T* __restrict dropped, const uint8_t* __restr
             put(scores + at, e, width);
             with(drop, [=](auto drops, Dropout drop) {
                 if constexpr (drops)
-                    across(width, [=](int64_t i, auto count) { put(dropped + at + i, lanes(e + i, count) * drop(at + i), count); });
+                    across(width,
+                           [=](int64_t i, auto count) { put(dropped + at + i, lanes(e + i, count) * drop(at + i), count); });
             });
         }
     }
@@ -285,14 +288,15 @@ void softmax_backward(T* grad, const T* weights, T* dropped, int64_t rows, int64
 
 // Copy [B, L, H, E] with numbers of a head side by side, from where a row, a token and a head lie so far apart to where they do.
 template <class T>
-void rearrange(const T* __restrict from, T* __restrict to, int64_t rows, int64_t length, int64_t heads, int64_t size, int64_t row_step,
-               int64_t step, int64_t head_step, int64_t to_row_step, int64_t to_step, int64_t to_head_step) {
+void rearrange(const T* __restrict from, T* __restrict to, int64_t rows, int64_t length, int64_t heads, int64_t size,
+               int64_t row_step, int64_t step, int64_t head_step, int64_t to_row_step, int64_t to_step, int64_t to_head_step) {
 #pragma omp parallel for schedule(static)
     for (int64_t place = 0; place < rows * length; ++place) {
         const int64_t row = place / length, token = place % length;
         const T* here = from + row * row_step + token * step;
         T* there = to + row * to_row_step + token * to_step;
-        for (int64_t head = 0; head < heads; ++head) std::memcpy(there + head * to_head_step, here + head * head_step, size * sizeof(T));
+        for (int64_t head = 0; head < heads; ++head)
+            std::memcpy(there + head * to_head_step, here + head * head_step, size * sizeof(T));
     }
 }
 

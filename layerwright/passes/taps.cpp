@@ -45,12 +45,14 @@ inline Lanes totals(Lanes* sums) {
 inline int64_t first(int64_t here, int64_t kernel) { return std::max<int64_t>(0, kernel / 2 - here); }
 inline int64_t last(int64_t here, int64_t length, int64_t kernel) { return std::min(kernel, length - here + kernel / 2); }
 
-// Copy some channels of the tokens `from` to `to` of a row, in float32, to where zeros are and a token has so much room; none outside
-// the row.
+// Copy some channels of the tokens `from` to `to` of a row, in float32, to where zeros are and a token has so much room; none
+// outside the row.
 template <class T>
-void widen(const T* row, int64_t from, int64_t to, int64_t length, int64_t step, int64_t size, float* wide, int64_t room = CHANNELS) {
+void widen(const T* row, int64_t from, int64_t to, int64_t length, int64_t step, int64_t size, float* wide,
+           int64_t room = CHANNELS) {
     for (int64_t token = std::max<int64_t>(from, 0); token < std::min(to, length); ++token)
-        across(size, [=](int64_t at, auto count) { put(wide + (token - from) * room + at, lanes(row + token * step + at, count)); });
+        across(size,
+               [=](int64_t at, auto count) { put(wide + (token - from) * room + at, lanes(row + token * step + at, count)); });
 }
 
 // Some channels of a block of tokens of a row of [B, L, groups * width], all of one group; blocks count over all rows.
@@ -64,16 +66,18 @@ void pieces(int64_t rows, int64_t length, int64_t groups, int64_t width, Pass pa
     const int64_t count = blocks(length), parts = (width + CHANNELS - 1) / CHANNELS, wide = groups * parts;
 #pragma omp parallel for schedule(static)
     for (int64_t piece = 0; piece < rows * count * wide; ++piece) {
-        const int64_t block = piece / wide, group = piece % wide / parts, at = piece % parts * CHANNELS, from = block % count * ROWS;
-        pass(Piece{block, block / count * length, from, std::min(length, from + ROWS), group, group * width + at, std::min(CHANNELS, width - at)});
+        const int64_t block = piece / wide, group = piece % wide / parts, at = piece % parts * CHANNELS,
+                      from = block % count * ROWS;
+        pass(Piece{block, block / count * length, from, std::min(length, from + ROWS), group, group * width + at,
+                   std::min(CHANNELS, width - at)});
     }
 }
 
 // y[b, l, d] = sum over k of taps[k, d] x[b, l + k - K / 2, d], where `near` [B, L, K] says that a neighbour counts (or is
 // null); with `flip` each token gives instead of takes: the gradient of x.
 template <class T>
-void depthwise(const T* x, const float* taps, const uint8_t* near, T* y, int64_t rows, int64_t length, int64_t width, int64_t kernel,
-               int64_t flip) {
+void depthwise(const T* x, const float* taps, const uint8_t* near, T* y, int64_t rows, int64_t length, int64_t width,
+               int64_t kernel, int64_t flip) {
     pieces(rows, length, 1, width, [=](Piece piece) {
         const int64_t row = piece.first_token * width + piece.at, from = piece.from;
         std::vector<Lanes> room((ROWS + kernel) * RUN);  // where lanes lie is not split between two lines of the cache
@@ -162,18 +166,20 @@ void softmax_of_taps(const T* logits, float* weights, int64_t rows, int64_t kern
 // counts (or is null); with `flip` each token gives instead of takes: the gradient of x.  A token of x lies `step` numbers
 // from the one before it, and one of y `to_step`.
 template <class T>
-void convolve(const T* x, const float* weights, const uint8_t* near, T* y, int64_t rows, int64_t length, int64_t heads, int64_t size,
-              int64_t kernel, int64_t step, int64_t to_step, int64_t flip) {
+void convolve(const T* x, const float* weights, const uint8_t* near, T* y, int64_t rows, int64_t length, int64_t heads,
+              int64_t size, int64_t kernel, int64_t step, int64_t to_step, int64_t flip) {
     pieces(rows, length, heads, size, [=](Piece piece) {
         std::vector<Lanes> room((ROWS + kernel) * RUN);
         float* wide = (float*)room.data();
-        widen(x + piece.first_token * step + piece.at, piece.from - kernel / 2, piece.to - kernel / 2 + kernel - 1, length, step, piece.size, wide);
+        widen(x + piece.first_token * step + piece.at, piece.from - kernel / 2, piece.to - kernel / 2 + kernel - 1, length, step,
+              piece.size, wide);
         for (int64_t token = piece.from; token < piece.to; ++token) {
             const int64_t from = first(token, kernel), to = last(token, length, kernel);
             const float* here = wide + (token - piece.from) * CHANNELS;
             Lanes sums[RUN] = {};
             for (int64_t k = from; k < to; ++k) {
-                const int64_t giver = piece.first_token + (flip ? token + k - kernel / 2 : token), tap = flip ? kernel - 1 - k : k;
+                const int64_t giver = piece.first_token + (flip ? token + k - kernel / 2 : token),
+                              tap = flip ? kernel - 1 - k : k;
                 if (near && !near[giver * kernel + tap]) continue;
                 const float weight = weights[(giver * heads + piece.group) * kernel + tap];
                 for (int64_t i = 0; i < RUN; ++i) sums[i] += lanes(here + k * CHANNELS + i * LANES) * weight;
@@ -186,19 +192,22 @@ void convolve(const T* x, const float* weights, const uint8_t* near, T* y, int64
 
 // The gradient of the logits behind the weights.
 template <class T>
-void convolve_logits(const T* grad, const T* x, const float* weights, const uint8_t* near, T* dlogits, int64_t rows, int64_t length,
-                     int64_t heads, int64_t size, int64_t kernel, int64_t grad_step, int64_t step) {
-    const int64_t count = blocks(length), room = (size + LANES - 1) / LANES * LANES, some_taps = (kernel + LANES - 1) / LANES * LANES;
+void convolve_logits(const T* grad, const T* x, const float* weights, const uint8_t* near, T* dlogits, int64_t rows,
+                     int64_t length, int64_t heads, int64_t size, int64_t kernel, int64_t grad_step, int64_t step) {
+    const int64_t count = blocks(length), room = (size + LANES - 1) / LANES * LANES,
+                  some_taps = (kernel + LANES - 1) / LANES * LANES;
 #pragma omp parallel for schedule(static)
     for (int64_t piece = 0; piece < rows * count * heads; ++piece) {
-        const int64_t block = piece / heads, head = piece % heads, begin = block % count * ROWS, end = std::min(length, begin + ROWS);
+        const int64_t block = piece / heads, head = piece % heads, begin = block % count * ROWS,
+                      end = std::min(length, begin + ROWS);
         const int64_t row = block / count * length, channel = head * size;
         std::vector<Lanes> lines(((2 * ROWS + kernel) * room + some_taps) / LANES);
         float *wide = (float*)lines.data(), *grads = wide + (ROWS + kernel) * room, *slope = grads + ROWS * room;
         widen(x + row * step + channel, begin - kernel / 2, end - kernel / 2 + kernel - 1, length, step, size, wide, room);
         widen(grad + row * grad_step + channel, begin, end, length, grad_step, size, grads, room);
         for (int64_t token = begin; token < end; ++token) {
-            const int64_t from = first(token, kernel), to = last(token, length, kernel), place = ((row + token) * heads + head) * kernel;
+            const int64_t from = first(token, kernel), to = last(token, length, kernel),
+                          place = ((row + token) * heads + head) * kernel;
             const float *here = wide + (token - begin) * room, *own = grads + (token - begin) * room;
             for (int64_t some = 0; some < kernel; some += LANES) {
                 Lanes sums[LANES] = {};
