@@ -177,6 +177,7 @@ def main() -> None:
             print(
                 f"  {kind:8}" + "".join(f"{size:>7}: {TOKENS / statistics.median(times):8,.0f}" for size, times in rows.items())
             )
+    asked.out.mkdir(parents=True, exist_ok=True)
     (asked.out / "layers.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     (asked.out / "layers.html").write_text(picture(result["growth"]), encoding="utf-8")
     print(f"written to {asked.out / 'layers.json'} and layers.html")

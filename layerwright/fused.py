@@ -197,7 +197,7 @@ class _FeedForward(Function):
     def forward(ctx, x, up, up_bias, out, out_bias):  # type: ignore[no-untyped-def]
         rows, narrow, wide = x.reshape(-1, x.shape[-1]), up.detach().to(x.dtype), out.detach().to(x.dtype)
         inner, up_bias = linear(rows, narrow), up_bias.detach().float()
-        active = torch.empty_like(inner)
+        active = torch.empty_like(inner) if any(ctx.needs_input_grad) else inner
         call("gelu", x, inner, up_bias, active, *inner.shape)
         ctx.save_for_backward(rows, narrow, up_bias, wide, inner)
         ctx.shape = x.shape
