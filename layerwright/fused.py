@@ -250,7 +250,9 @@ def looking(query: Tensor, length: int, visible: Tensor | None, p: float) -> int
     """Return the steps of dropout with which `look` serves, over so many tokens; None where it does not."""
     level = kernels.dropping(p)
     alike = visible is None or (visible.shape[1] == 1 and visible.shape[3] == length)
-    return None if level is None or not alike or not ready(query) or kernels.scaled(query, level) else level
+    if level is None or not alike or not ready(query):
+        return None
+    return None if kernels.scaled(query, level) and not offers("attend", query) else level
 
 
 def look(query: Tensor, key: Tensor, value: Tensor, to: Tensor, *, heads: int, visible: Tensor | None, drops: Drops) -> Tensor:

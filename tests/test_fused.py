@@ -287,6 +287,9 @@ for number, (rows, length, heads, size, seen) in enumerate({ATTENDED!r}):
     parts = [torch.randn(rows, length, heads * size).bfloat16() for _ in range(4)]
     shape = (rows, 1, length if seen == "some" else 1, length)
     visible = None if seen == "all" else torch.rand(shape) < 0.7
+    if seen == "documents":
+        document = torch.randint(0, 9, (rows, 1, length)).sort()[0]
+        visible = (document[..., None] == document[:, :, None]) & (torch.rand(rows, 1, 1, length) < 0.9)
     found = []
     for dtype in (torch.bfloat16, torch.float32):
         torch.manual_seed(number)
@@ -301,7 +304,14 @@ for number, (rows, length, heads, size, seen) in enumerate({ATTENDED!r}):
 
 
 # Rows, tokens, heads, channels of a head, and which tokens a token sees.
-ATTENDED = [(2, 128, 2, 64, "all"), (1, 300, 1, 48, "some"), (3, 9, 4, 5, "keys"), (2, 33, 3, 32, "some"), (1, 1, 1, 1, "all")]
+ATTENDED = [
+    (2, 128, 2, 64, "all"),
+    (1, 300, 1, 48, "some"),
+    (3, 9, 4, 5, "keys"),
+    (2, 33, 3, 32, "some"),
+    (1, 1, 1, 1, "all"),
+    (2, 500, 1, 32, "documents"),
+]
 
 
 @needs_compiler

@@ -23,8 +23,25 @@ struct Sight {
     const uint8_t* visible;
     int64_t row_step, step;
 
-    const uint8_t* of(const Heads& heads, int64_t head, int64_t query) const {
-        return visible ? visible + head / heads.heads * row_step + query * step : nullptr;
+    const uint8_t* of(const Heads& heads, int64_t head, int64_t query, int64_t key = 0) const {
+        return visible ? visible + head / heads.heads * row_step + query * step + key : nullptr;
+    }
+
+    // All keys that some queries see lie among these, which are few where a row holds several documents: from which on, how many,
+    // and how many in whole tiles.
+    struct Reach {
+        int64_t from, count, wide;
+    };
+    Reach reach(const Heads& heads, int64_t head, int64_t query, int64_t count) const {
+        if (!visible) return {0, heads.length, heads.tall};
+        int64_t from = heads.length - 1, to = 1;
+        for (int64_t i = 0; i < (step ? count : 1); ++i) {
+            const uint8_t* seen = of(heads, head, query + i);
+            if (const void* first = std::memchr(seen, 1, from)) from = (const uint8_t*)first - seen;
+            if (const void* last = memrchr(seen + to, 1, heads.length - to)) to = (const uint8_t*)last - seen + 1;
+        }
+        from = std::min(from, to - 1) / SIDE * SIDE;
+        return {from, to - from, filled(to - from)};
     }
 };
 
@@ -50,23 +67,26 @@ void attend(const bf16* query, const bf16* key, const bf16* value, bf16* to, flo
             for (int64_t at = 0; at < length; at += SIDE) {
                 const int64_t count = std::min(SIDE, length - at);
                 copy_rows(all.of(query, head, query_step) + at * query_step, query_step, count, size, some, all.wide);
-                multiply<false>(some, keys, scores, SIDE, all.tall, all.wide);
+                const auto near = sight.reach(all, head, at, count);
+                multiply<false>(some, keys + near.from / PAIRS, all.tall / PAIRS, scores, SIDE, near.wide, all.wide);
                 for (int64_t i = 0; i < count; ++i) {
-                    float* row = scores + i * all.tall;
-                    bf16* kept = weights + i * all.tall;
-                    const int64_t place = (head * length + at + i) * length;
-                    across(length, [=](int64_t k, auto some) { put(row + k, lanes(row + k, some) * all.scale, some); });
-                    const float sum = softmax_of(row, sight.of(all, head, at + i), length);
+                    float* row = scores + i * near.wide;
+                    bf16* kept = weights + i * near.wide;
+                    const int64_t place = (head * length + at + i) * length + near.from;
+                    across(near.count, [=](int64_t k, auto some) { put(row + k, lanes(row + k, some) * all.scale, some); });
+                    const float sum = softmax_of(row, sight.of(all, head, at + i, near.from), near.count);
                     if (nats) nats[head * length + at + i] = sum;
                     with(drop, [=](auto drops, Dropout drop) {
-                        across(length, [=](int64_t k, auto some) {
+                        across(near.count, [=](int64_t k, auto some) {
                             Lanes x = lanes(row + k, some);
                             if constexpr (drops) x *= drop(place + k);
                             put(kept + k, x, some);
                         });
                     });
+                    std::fill(kept + near.count, kept + near.wide, bf16{});
                 }
-                multiply<false>(weights, values, mixed, SIDE, all.wide, all.tall);
+                multiply<false>(weights, values + near.from / 2 * all.wide / PAIRS, all.wide / PAIRS, mixed, SIDE, all.wide,
+                                near.wide);
                 for (int64_t i = 0; i < count; ++i)
                     put(all.of(to, head, to_step) + (at + i) * to_step, mixed + i * all.wide, size);
             }
@@ -106,18 +126,19 @@ void attend_backward(const bf16* grad, const bf16* query, const bf16* key, const
                 std::fill(grads + count * all.wide, grads + deep * all.wide, bf16{});
                 copy_rows(all.of(query, head, query_step) + at * query_step, query_step, count, size, queries, all.wide);
                 copy_rows(all.of(grad, head, grad_step) + at * grad_step, grad_step, count, size, grads, all.wide);
-                multiply<false>(queries, keys, scores, deep, all.tall, all.wide);
-                multiply<false>(grads, values, dweights, deep, all.tall, all.wide);
+                const auto near = sight.reach(all, head, at, count);
+                multiply<false>(queries, keys + near.from / PAIRS, all.tall / PAIRS, scores, deep, near.wide, all.wide);
+                multiply<false>(grads, values + near.from / PAIRS, all.tall / PAIRS, dweights, deep, near.wide, all.wide);
                 for (int64_t i = 0; i < count; ++i) {
-                    float *p = scores + i * all.tall, *d = dweights + i * all.tall;
-                    bf16 *kept = weights + i * all.tall, *slope = slopes + i * all.tall;
-                    const uint8_t* seen = sight.of(all, head, at + i);
-                    const int64_t place = (head * length + at + i) * length;
+                    float *p = scores + i * near.wide, *d = dweights + i * near.wide;
+                    bf16 *kept = weights + i * near.wide, *slope = slopes + i * near.wide;
+                    const uint8_t* seen = sight.of(all, head, at + i, near.from);
+                    const int64_t place = (head * length + at + i) * length + near.from;
                     const float whole = nats[head * length + at + i], scale = all.scale;
-                    for (int64_t k = 0; seen && k < length; ++k) p[k] = seen[k] ? p[k] : -INFINITY;
+                    for (int64_t k = 0; seen && k < near.count; ++k) p[k] = seen[k] ? p[k] : -INFINITY;
                     Lanes sums{};
                     with(drop, [&](auto drops, Dropout drop) {
-                        across(length, [&](int64_t k, auto some) {
+                        across(near.count, [&](int64_t k, auto some) {
                             const Lanes x = lanes(p + k, some);
                             const Lanes weight = only(x == -INFINITY ? Lanes{} : exponential(x * scale - whole), some);
                             Lanes left = weight, more = lanes(d + k, some);
@@ -133,21 +154,24 @@ void attend_backward(const bf16* grad, const bf16* query, const bf16* key, const
                         });
                     });
                     const float sum = total(sums);
-                    across(length, [=](int64_t k, auto some) {
+                    across(near.count, [=](int64_t k, auto some) {
                         put(slope + k, lanes(p + k, some) * (lanes(d + k, some) - sum) * scale, some);
                     });
+                    std::fill(kept + near.count, kept + near.wide, bf16{});
+                    std::fill(slope + near.count, slope + near.wide, bf16{});
                 }
-                std::fill(weights + count * all.tall, weights + deep * all.tall, bf16{});
-                std::fill(slopes + count * all.tall, slopes + deep * all.tall, bf16{});
-                multiply<false>(slopes, paired, dq, deep, all.wide, all.tall);
+                std::fill(weights + count * near.wide, weights + deep * near.wide, bf16{});
+                std::fill(slopes + count * near.wide, slopes + deep * near.wide, bf16{});
+                const int64_t vectors = all.wide / PAIRS, shift = near.from * all.wide;
+                multiply<false>(slopes, paired + shift / 2 / PAIRS, vectors, dq, deep, all.wide, near.wide);
                 for (int64_t i = 0; i < count; ++i)
                     put(all.of(dquery, head, to_step) + (at + i) * to_step, dq + i * all.wide, size);
-                transpose(slopes, deep, all.tall, turned);
+                transpose(slopes, deep, near.wide, turned);
                 pair(queries, deep, all.wide, some);
-                multiply<true>(turned, some, dk, all.tall, all.wide, deep);
-                transpose(weights, deep, all.tall, turned);
+                multiply<true>(turned, some, vectors, dk + shift, near.wide, all.wide, deep);
+                transpose(weights, deep, near.wide, turned);
                 pair(grads, deep, all.wide, some);
-                multiply<true>(turned, some, dv, all.tall, all.wide, deep);
+                multiply<true>(turned, some, vectors, dv + shift, near.wide, all.wide, deep);
             }
             for (int64_t i = 0; i < length; ++i) {
                 put(all.of(dkey, head, to_step) + i * to_step, dk + i * all.wide, size);

@@ -118,10 +118,11 @@ struct Tiles {
     ~Tiles() { _tile_release(); }
 };
 
-// c [rows, columns] = a [rows, inner] times b, paired [inner / 2, columns]; or that much more.  The thread has Tiles.
+// c [rows, columns] = a [rows, inner] times b, paired [inner / 2, columns], of rows of `wide` vectors; or that much more.  The
+// thread has Tiles.
 template <bool more>
-void multiply(const bf16* a, const Pairs* b, float* c, int64_t rows, int64_t columns, int64_t inner) {
-    const int64_t wide = columns / PAIRS, a_step = inner * 2, step = columns * 4;  // vectors of pairs in a row of b; bytes
+void multiply(const bf16* a, const Pairs* b, int64_t wide, float* c, int64_t rows, int64_t columns, int64_t inner) {
+    const int64_t a_step = inner * 2, b_step = wide * 64, step = columns * 4;  // in bytes
     for (int64_t row = 0; row < rows; row += SIDE)
         for (int64_t at = 0; at < columns; at += SIDE) {
             float *here = c + row * columns + at, *below = here + PAIRS * columns;
@@ -139,9 +140,9 @@ void multiply(const bf16* a, const Pairs* b, float* c, int64_t rows, int64_t col
             for (int64_t k = 0; k < inner; k += SIDE) {
                 const Pairs* second = b + k / 2 * wide + at / PAIRS;
                 _tile_loadd(4, a + row * inner + k, a_step);
-                _tile_loadd(6, second, step);
+                _tile_loadd(6, second, b_step);
                 _tile_dpbf16ps(0, 4, 6);
-                _tile_loadd(7, second + 1, step);
+                _tile_loadd(7, second + 1, b_step);
                 _tile_dpbf16ps(1, 4, 7);
                 _tile_loadd(5, a + (row + PAIRS) * inner + k, a_step);
                 _tile_dpbf16ps(2, 5, 6);
