@@ -22,16 +22,7 @@ import torch
 from torch import Tensor
 
 SOURCES, TORCH = Path(__file__).parent / "passes", Path(torch.__file__).parent
-FLAGS = (
-    "-std=c++20",
-    "-O3",
-    "-mprefer-vector-width=512",
-    "-fopenmp",
-    "-fPIC",
-    "-shared",
-    "-fno-math-errno",
-    "-fno-trapping-math",
-)
+FLAGS = ("-std=c++20", "-O3", "-fopenmp", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math")
 # Compilers take half of the width for processors of which they know that it once cost clock rate.
 OF_MACHINE = {"aarch64": ["-mcpu=native"], "x86_64": ["-march=native", "-mprefer-vector-width=512"]}
 FOLDER = "LAYERWRIGHT_NATIVE"
