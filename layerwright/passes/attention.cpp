@@ -12,9 +12,17 @@ struct Heads {
     float scale = 1.0f / std::sqrt(float(size));
 
     int64_t count() const { return rows * heads; }
-    template <class T>
-    T* of(T* all, int64_t head, int64_t step) const {
-        return all + head / heads * length * step + head % heads * size;
+    int64_t place(int64_t head, int64_t token, int64_t step) const {
+        return (head / heads * length + token) * step + head % heads * size;
+    }
+    // Copy what some tokens have, from one on, and zeros until tiles are full.
+    void take(const bf16* all, int64_t step, int64_t head, int64_t token, int64_t count, bf16* to) const {
+        for (int64_t i = 0; i < count; ++i) std::copy_n(all + place(head, token + i, step), size, to + i * wide);
+        std::fill(to + count * wide, to + filled(count) * wide, bf16{});
+    }
+    // And put it where it belongs.
+    void give(const float* from, bf16* all, int64_t step, int64_t head, int64_t token, int64_t count) const {
+        for (int64_t i = 0; i < count; ++i) put(all + place(head, token + i, step), from + i * wide, size);
     }
 };
 
@@ -60,13 +68,13 @@ void attend(const bf16* query, const bf16* key, const bf16* value, bf16* to, flo
         Room<float> scores(SIDE * all.tall), mixed(SIDE * all.wide);
 #pragma omp for schedule(static)
         for (int64_t head = 0; head < all.count(); ++head) {
-            copy_rows(all.of(key, head, key_step), key_step, length, size, own, all.wide);
+            all.take(key, key_step, head, 0, length, own);
             pair_transpose(own, all.tall, all.wide, keys);
-            copy_rows(all.of(value, head, value_step), value_step, length, size, own, all.wide);
+            all.take(value, value_step, head, 0, length, own);
             pair(own, all.tall, all.wide, values);
             for (int64_t at = 0; at < length; at += SIDE) {
                 const int64_t count = std::min(SIDE, length - at);
-                copy_rows(all.of(query, head, query_step) + at * query_step, query_step, count, size, some, all.wide);
+                all.take(query, query_step, head, at, count, some);
                 const auto near = sight.reach(all, head, at, count);
                 multiply<false>(some, keys + near.from / PAIRS, all.tall / PAIRS, scores, SIDE, near.wide, all.wide);
                 for (int64_t i = 0; i < count; ++i) {
@@ -74,8 +82,7 @@ void attend(const bf16* query, const bf16* key, const bf16* value, bf16* to, flo
                     bf16* kept = weights + i * near.wide;
                     const int64_t place = (head * length + at + i) * length + near.from;
                     across(near.count, [=](int64_t k, auto some) { put(row + k, lanes(row + k, some) * all.scale, some); });
-                    const float sum = softmax_of(row, sight.of(all, head, at + i, near.from), near.count);
-                    if (nats) nats[head * length + at + i] = sum;
+                    nats[head * length + at + i] = softmax_of(row, sight.of(all, head, at + i, near.from), near.count);
                     with(drop, [=](auto drops, Dropout drop) {
                         across(near.count, [=](int64_t k, auto some) {
                             Lanes x = lanes(row + k, some);
@@ -87,8 +94,7 @@ void attend(const bf16* query, const bf16* key, const bf16* value, bf16* to, flo
                 }
                 multiply<false>(weights, values + near.from / 2 * all.wide / PAIRS, all.wide / PAIRS, mixed, SIDE, all.wide,
                                 near.wide);
-                for (int64_t i = 0; i < count; ++i)
-                    put(all.of(to, head, to_step) + (at + i) * to_step, mixed + i * all.wide, size);
+                all.give(mixed, to, to_step, head, at, count);
             }
         }
     }
@@ -113,19 +119,17 @@ void attend_backward(const bf16* grad, const bf16* query, const bf16* key, const
         Room<float> scores(square), dweights(square), dq(part), dk(room), dv(room);
 #pragma omp for schedule(static)
         for (int64_t head = 0; head < all.count(); ++head) {
-            copy_rows(all.of(value, head, value_step), value_step, length, size, own, all.wide);
+            all.take(value, value_step, head, 0, length, own);
             pair_transpose(own, all.tall, all.wide, values);
-            copy_rows(all.of(key, head, key_step), key_step, length, size, own, all.wide);
+            all.take(key, key_step, head, 0, length, own);
             pair_transpose(own, all.tall, all.wide, keys);
             pair(own, all.tall, all.wide, paired);
             std::fill_n((float*)dk, room, 0.0f);
             std::fill_n((float*)dv, room, 0.0f);
             for (int64_t at = 0; at < length; at += block) {
                 const int64_t count = std::min(block, length - at), deep = filled(count);
-                std::fill(queries + count * all.wide, queries + deep * all.wide, bf16{});
-                std::fill(grads + count * all.wide, grads + deep * all.wide, bf16{});
-                copy_rows(all.of(query, head, query_step) + at * query_step, query_step, count, size, queries, all.wide);
-                copy_rows(all.of(grad, head, grad_step) + at * grad_step, grad_step, count, size, grads, all.wide);
+                all.take(query, query_step, head, at, count, queries);
+                all.take(grad, grad_step, head, at, count, grads);
                 const auto near = sight.reach(all, head, at, count);
                 multiply<false>(queries, keys + near.from / PAIRS, all.tall / PAIRS, scores, deep, near.wide, all.wide);
                 multiply<false>(grads, values + near.from / PAIRS, all.tall / PAIRS, dweights, deep, near.wide, all.wide);
@@ -135,7 +139,7 @@ void attend_backward(const bf16* grad, const bf16* query, const bf16* key, const
                     const uint8_t* seen = sight.of(all, head, at + i, near.from);
                     const int64_t place = (head * length + at + i) * length + near.from;
                     const float whole = nats[head * length + at + i], scale = all.scale;
-                    for (int64_t k = 0; seen && k < near.count; ++k) p[k] = seen[k] ? p[k] : -INFINITY;
+                    if (seen) hide(p, seen, near.count);
                     Lanes sums{};
                     with(drop, [&](auto drops, Dropout drop) {
                         across(near.count, [&](int64_t k, auto some) {
@@ -164,8 +168,7 @@ void attend_backward(const bf16* grad, const bf16* query, const bf16* key, const
                 std::fill(slopes + count * near.wide, slopes + deep * near.wide, bf16{});
                 const int64_t vectors = all.wide / PAIRS, shift = near.from * all.wide;
                 multiply<false>(slopes, paired + shift / 2 / PAIRS, vectors, dq, deep, all.wide, near.wide);
-                for (int64_t i = 0; i < count; ++i)
-                    put(all.of(dquery, head, to_step) + (at + i) * to_step, dq + i * all.wide, size);
+                all.give(dq, dquery, to_step, head, at, count);
                 transpose(slopes, deep, near.wide, turned);
                 pair(queries, deep, all.wide, some);
                 multiply<true>(turned, some, vectors, dk + shift, near.wide, all.wide, deep);
@@ -173,10 +176,8 @@ void attend_backward(const bf16* grad, const bf16* query, const bf16* key, const
                 pair(grads, deep, all.wide, some);
                 multiply<true>(turned, some, vectors, dv + shift, near.wide, all.wide, deep);
             }
-            for (int64_t i = 0; i < length; ++i) {
-                put(all.of(dkey, head, to_step) + i * to_step, dk + i * all.wide, size);
-                put(all.of(dvalue, head, to_step) + i * to_step, dv + i * all.wide, size);
-            }
+            all.give(dk, dkey, to_step, head, 0, length);
+            all.give(dv, dvalue, to_step, head, 0, length);
         }
     }
 }

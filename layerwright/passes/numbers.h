@@ -30,6 +30,17 @@ constexpr int64_t LANES = 16;
 using Lanes = float __attribute__((vector_size(64)));
 using Words = uint32_t __attribute__((vector_size(64)));
 using Halves = uint16_t __attribute__((vector_size(32)));
+constexpr Words PLACES{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+
+// Room for so many numbers, zeros at first, where no lanes are split between two lines of the cache.
+template <class T>
+class Room {
+    std::vector<Lanes> lines;
+
+   public:
+    explicit Room(int64_t count) : lines((count * sizeof(T) + sizeof(Lanes) - 1) / sizeof(Lanes)) {}
+    operator T*() { return (T*)lines.data(); }
+};
 
 // As many as there are lanes, known when it is compiled.
 using Full = std::integral_constant<int64_t, LANES>;
@@ -93,19 +104,15 @@ inline void put(T* to, const float* from, int64_t width) {
 
 // So many, and something else beyond.
 inline Lanes only(Lanes x, Full, float = 0) { return x; }
-inline Lanes only(Lanes x, int64_t count, float beyond = 0) {
-    const Words places{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return places < uint32_t(count) ? x : Lanes{} + beyond;
-}
+inline Lanes only(Lanes x, int64_t count, float beyond = 0) { return PLACES < uint32_t(count) ? x : Lanes{} + beyond; }
 
 // What all lanes hold, halves upon halves.
 template <class Join>
 inline float joined(Lanes x, Join join) {
-    using Places = int32_t __attribute__((vector_size(64)));
-    x = join(x, __builtin_shuffle(x, Places{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));
-    x = join(x, __builtin_shuffle(x, Places{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));
-    x = join(x, __builtin_shuffle(x, Places{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));
-    x = join(x, __builtin_shuffle(x, Places{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}));
+    x = join(x, __builtin_shuffle(x, Words{8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7}));
+    x = join(x, __builtin_shuffle(x, Words{4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11}));
+    x = join(x, __builtin_shuffle(x, Words{2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13}));
+    x = join(x, __builtin_shuffle(x, Words{1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14}));
     return x[0];
 }
 inline float total(Lanes x) {
@@ -115,16 +122,9 @@ inline float largest(Lanes x) {
     return joined(x, [](Lanes a, Lanes b) { return a < b ? b : a; });
 }
 
-// The bits of numbers, and numbers of bits, one or sixteen.
-inline uint32_t bits_of(float x) { return std::bit_cast<uint32_t>(x); }
-inline Words bits_of(Lanes x) { return (Words)x; }
-inline float number_of(uint32_t x) { return std::bit_cast<float>(x); }
-inline Lanes number_of(Words x) { return (Lanes)x; }
-
 // The finaliser of MurmurHash3 over the number of the element, seeded twice.
-template <class Element>
-inline Element chance(uint64_t seed, Element element) {
-    Element h = element + uint32_t(seed);
+inline Words chance(uint64_t seed, Words element) {
+    Words h = element + uint32_t(seed);
     h = (h ^ (h >> 16)) * 0x85ebca6bu;
     h = (h ^ (h >> 13) ^ uint32_t(seed >> 32)) * 0xc2b2ae35u;
     return h ^ (h >> 16);
@@ -138,8 +138,7 @@ struct Dropout {
     Dropout(int64_t level, int64_t number)
         : below(uint32_t(level) << 24), seed(uint64_t(number)), scale(256.0f / float(256 - level)) {}
     Lanes operator()(int64_t element) const {
-        const Words numbers = Words{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} + uint32_t(element);
-        return chance(seed, numbers) >= below ? Lanes{} + scale : Lanes{};
+        return chance(seed, PLACES + uint32_t(element)) >= below ? Lanes{} + scale : Lanes{};
     }
 };
 
@@ -153,27 +152,30 @@ void with(Dropout drop, Pass pass) {
 }
 
 // e^x within 2 units in the last place of float32, as a polynomial on [-ln 2 / 2, ln 2 / 2] times a power of two.
-template <class Number>
-inline Number exponential(Number x) {
-    x = x < -87.0f ? Number{} - 87.0f : x;
-    x = x > 88.0f ? Number{} + 88.0f : x;
+inline Lanes exponential(Lanes x) {
+    x = x < -87.0f ? Lanes{} - 87.0f : x;
+    x = x > 88.0f ? Lanes{} + 88.0f : x;
     // Beside so large a number no fraction has room, so that the sum is rounded; and a whole number is in its last bits.
     constexpr float beside = 12582912.0f;
-    const Number sum = x * 1.44269504f + beside, whole = sum - beside;
-    const Number rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
-    Number p = rest * 1.9875691500e-4f + 1.3981999507e-3f;
+    const Lanes sum = x * 1.44269504f + beside, whole = sum - beside;
+    const Lanes rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
+    Lanes p = rest * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * rest + 8.3334519073e-3f;
     p = p * rest + 4.1665795894e-2f;
     p = p * rest + 1.6666665459e-1f;
     p = p * rest + 5.0000001201e-1f;
     p = p * rest * rest + rest + 1.0f;
-    return p * number_of((bits_of(sum) - std::bit_cast<uint32_t>(beside) + 127) << 23);
+    return p * (Lanes)(((Words)sum - std::bit_cast<uint32_t>(beside) + 127) << 23);
+}
+
+// What is not seen gets no weight in a softmax.
+inline void hide(float* e, const uint8_t* seen, int64_t width) {
+    for (int64_t i = 0; i < width; ++i) e[i] = seen[i] ? e[i] : -INFINITY;
 }
 
 // The softmax of a row, in place; returned is the logarithm of its sum.  seen: which count, or null; where none does, zeros.
 inline float softmax_of(float* e, const uint8_t* seen, int64_t width) {
-    if (seen)
-        for (int64_t i = 0; i < width; ++i) e[i] = seen[i] ? e[i] : -INFINITY;
+    if (seen) hide(e, seen, width);
     Lanes high = Lanes{} - INFINITY, sums{};
     across(width, [&](int64_t at, auto count) {
         const Lanes x = only(lanes(e + at, count), count, -INFINITY);

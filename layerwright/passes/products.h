@@ -14,20 +14,10 @@
 namespace {
 
 // Sixteen pairs of numbers.
-using Pairs = uint32_t __attribute__((vector_size(64)));
-constexpr int64_t PAIRS = 16, SIDE = 32;
+using Pairs = Words;
+constexpr int64_t PAIRS = LANES, SIDE = 2 * PAIRS;
 
 inline int64_t filled(int64_t size) { return (size + SIDE - 1) / SIDE * SIDE; }
-
-// Room for so many numbers, zeros at first, where no vector is split between two lines of the cache.
-template <class T>
-class Room {
-    std::vector<Pairs> lines;
-
-   public:
-    explicit Room(int64_t count) : lines((count * sizeof(T) + sizeof(Pairs) - 1) / sizeof(Pairs)) {}
-    operator T*() { return (T*)lines.data(); }
-};
 
 inline Pairs pairs(const bf16* x) {
     Pairs both;
@@ -36,7 +26,7 @@ inline Pairs pairs(const bf16* x) {
 }
 // Of sixteen columns the numbers of two rows.
 inline Pairs pairs(const bf16* above, const bf16* below) {
-    uint16_t __attribute__((vector_size(32))) a, b;
+    Halves a, b;
     std::memcpy(&a, above, sizeof a);
     std::memcpy(&b, below, sizeof b);
     return __builtin_convertvector(a, Pairs) | __builtin_convertvector(b, Pairs) << 16;
@@ -62,11 +52,6 @@ inline void turn(Pairs* x) {
     exchange<4>(x);
     exchange<2>(x);
     exchange<1>(x);
-}
-
-// Copy rows that lie `step` apart, and fill them up to `wide`; the rows beyond are zeros already.
-inline void copy_rows(const bf16* from, int64_t step, int64_t count, int64_t size, bf16* to, int64_t wide) {
-    for (int64_t row = 0; row < count; ++row) std::copy_n(from + row * step, size, to + row * wide);
 }
 
 // A matrix [rows, columns], paired.

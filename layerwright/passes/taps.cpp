@@ -26,8 +26,7 @@ void sized(int64_t kernel, Pass pass) {
 // Lane l of the result is the sum of the lanes of the l-th of sixteen: halves are added until one of each is left.
 template <int stride>
 inline Lanes folded(const Lanes& a, const Lanes& b) {
-    using Places = int32_t __attribute__((vector_size(64)));
-    Places near, far;
+    Words near, far;
     for (int l = 0; l < LANES; ++l) {
         near[l] = l & stride ? l + LANES : l;
         far[l] = near[l] ^ stride;
@@ -45,32 +44,31 @@ inline Lanes totals(Lanes* sums) {
 inline int64_t first(int64_t here, int64_t kernel) { return std::max<int64_t>(0, kernel / 2 - here); }
 inline int64_t last(int64_t here, int64_t length, int64_t kernel) { return std::min(kernel, length - here + kernel / 2); }
 
-// Copy some channels of the tokens `from` to `to` of a row, in float32, to where zeros are and a token has so much room; none
-// outside the row.
-template <class T>
-void widen(const T* row, int64_t from, int64_t to, int64_t length, int64_t step, int64_t size, float* wide,
-           int64_t room = CHANNELS) {
-    for (int64_t token = std::max<int64_t>(from, 0); token < std::min(to, length); ++token)
-        across(size,
-               [=](int64_t at, auto count) { put(wide + (token - from) * room + at, lanes(row + token * step + at, count)); });
-}
-
 // Some channels of a block of tokens of a row of [B, L, groups * width], all of one group; blocks count over all rows.
 struct Piece {
     int64_t block, first_token, from, to, group, at, size;
 };
 
-// Call `pass` for all pieces.
+// Call `pass` for all pieces, of at most so many channels.
 template <class Pass>
-void pieces(int64_t rows, int64_t length, int64_t groups, int64_t width, Pass pass) {
-    const int64_t count = blocks(length), parts = (width + CHANNELS - 1) / CHANNELS, wide = groups * parts;
+void pieces(int64_t rows, int64_t length, int64_t groups, int64_t width, int64_t most, Pass pass) {
+    const int64_t count = blocks(length), parts = (width + most - 1) / most, wide = groups * parts;
 #pragma omp parallel for schedule(static)
     for (int64_t piece = 0; piece < rows * count * wide; ++piece) {
-        const int64_t block = piece / wide, group = piece % wide / parts, at = piece % parts * CHANNELS,
-                      from = block % count * ROWS;
-        pass(Piece{block, block / count * length, from, std::min(length, from + ROWS), group, group * width + at,
-                   std::min(CHANNELS, width - at)});
+        const int64_t block = piece / wide, group = piece % wide / parts, at = piece % parts * most, from = block % count * ROWS;
+        const int64_t to = std::min(length, from + ROWS), size = std::min(most, width - at);
+        pass(Piece{block, block / count * length, from, to, group, group * width + at, size});
     }
+}
+
+// Copy a piece of x in float32, with what a kernel reaches beside it in its row, to where zeros are and a token has so much room.
+template <class T>
+void widen(const T* x, int64_t step, Piece piece, int64_t length, int64_t kernel, float* wide, int64_t room = CHANNELS) {
+    const int64_t from = piece.from - kernel / 2, to = piece.to - kernel / 2 + kernel - 1;
+    for (int64_t token = std::max<int64_t>(from, 0); token < std::min(to, length); ++token)
+        across(piece.size, [=](int64_t at, auto count) {
+            put(wide + (token - from) * room + at, lanes(x + (piece.first_token + token) * step + piece.at + at, count));
+        });
 }
 
 // y[b, l, d] = sum over k of taps[k, d] x[b, l + k - K / 2, d], where `near` [B, L, K] says that a neighbour counts (or is
@@ -78,11 +76,11 @@ void pieces(int64_t rows, int64_t length, int64_t groups, int64_t width, Pass pa
 template <class T>
 void depthwise(const T* x, const float* taps, const uint8_t* near, T* y, int64_t rows, int64_t length, int64_t width,
                int64_t kernel, int64_t flip) {
-    pieces(rows, length, 1, width, [=](Piece piece) {
+    pieces(rows, length, 1, width, CHANNELS, [=](Piece piece) {
         const int64_t row = piece.first_token * width + piece.at, from = piece.from;
-        std::vector<Lanes> room((ROWS + kernel) * RUN);  // where lanes lie is not split between two lines of the cache
-        float* wide = (float*)room.data();
-        widen(x + row, from - kernel / 2, piece.to - kernel / 2 + kernel - 1, length, width, piece.size, wide);
+        Room<float> room((ROWS + kernel) * CHANNELS);
+        float* wide = room;
+        widen(x, width, piece, length, kernel, wide);
         const auto tap = [=](int64_t k, int64_t at, auto count) {
             return lanes(taps + (flip ? kernel - 1 - k : k) * width + piece.at + at, count);
         };
@@ -116,11 +114,11 @@ void depthwise_taps(const T* x, const T* grad, const uint8_t* near, float* dtaps
     const int64_t count = rows * blocks(length);
     std::vector<float> parts(count * kernel * width);
     float* all = parts.data();
-    pieces(rows, length, 1, width, [=](Piece piece) {
+    pieces(rows, length, 1, width, CHANNELS, [=](Piece piece) {
         const int64_t row = piece.first_token * width + piece.at, from = piece.from;
-        std::vector<Lanes> room((ROWS + kernel) * RUN);
-        float *wide = (float*)room.data(), *own = all + piece.block * kernel * width + piece.at;
-        widen(x + row, from - kernel / 2, piece.to - kernel / 2 + kernel - 1, length, width, piece.size, wide);
+        Room<float> room((ROWS + kernel) * CHANNELS);
+        float *wide = room, *own = all + piece.block * kernel * width + piece.at;
+        widen(x, width, piece, length, kernel, wide);
         const T* slopes = grad + row + from * width;
         sized(near ? 0 : kernel, [=](auto known) {
             across(piece.size, [=](int64_t at, auto some) {
@@ -168,11 +166,9 @@ void softmax_of_taps(const T* logits, float* weights, int64_t rows, int64_t kern
 template <class T>
 void convolve(const T* x, const float* weights, const uint8_t* near, T* y, int64_t rows, int64_t length, int64_t heads,
               int64_t size, int64_t kernel, int64_t step, int64_t to_step, int64_t flip) {
-    pieces(rows, length, heads, size, [=](Piece piece) {
-        std::vector<Lanes> room((ROWS + kernel) * RUN);
-        float* wide = (float*)room.data();
-        widen(x + piece.first_token * step + piece.at, piece.from - kernel / 2, piece.to - kernel / 2 + kernel - 1, length, step,
-              piece.size, wide);
+    pieces(rows, length, heads, size, CHANNELS, [=](Piece piece) {
+        Room<float> wide((ROWS + kernel) * CHANNELS);
+        widen(x, step, piece, length, kernel, wide);
         for (int64_t token = piece.from; token < piece.to; ++token) {
             const int64_t from = first(token, kernel), to = last(token, length, kernel);
             const float* here = wide + (token - piece.from) * CHANNELS;
@@ -194,21 +190,16 @@ void convolve(const T* x, const float* weights, const uint8_t* near, T* y, int64
 template <class T>
 void convolve_logits(const T* grad, const T* x, const float* weights, const uint8_t* near, T* dlogits, int64_t rows,
                      int64_t length, int64_t heads, int64_t size, int64_t kernel, int64_t grad_step, int64_t step) {
-    const int64_t count = blocks(length), room = (size + LANES - 1) / LANES * LANES,
-                  some_taps = (kernel + LANES - 1) / LANES * LANES;
-#pragma omp parallel for schedule(static)
-    for (int64_t piece = 0; piece < rows * count * heads; ++piece) {
-        const int64_t block = piece / heads, head = piece % heads, begin = block % count * ROWS,
-                      end = std::min(length, begin + ROWS);
-        const int64_t row = block / count * length, channel = head * size;
-        std::vector<Lanes> lines(((2 * ROWS + kernel) * room + some_taps) / LANES);
-        float *wide = (float*)lines.data(), *grads = wide + (ROWS + kernel) * room, *slope = grads + ROWS * room;
-        widen(x + row * step + channel, begin - kernel / 2, end - kernel / 2 + kernel - 1, length, step, size, wide, room);
-        widen(grad + row * grad_step + channel, begin, end, length, grad_step, size, grads, room);
-        for (int64_t token = begin; token < end; ++token) {
-            const int64_t from = first(token, kernel), to = last(token, length, kernel),
-                          place = ((row + token) * heads + head) * kernel;
-            const float *here = wide + (token - begin) * room, *own = grads + (token - begin) * room;
+    const int64_t room = (size + LANES - 1) / LANES * LANES;
+    pieces(rows, length, heads, size, size, [=](Piece piece) {
+        Room<float> wide((ROWS + kernel) * room), grads(ROWS * room), some_slopes(kernel + LANES);
+        float* slope = some_slopes;
+        widen(x, step, piece, length, kernel, wide, room);
+        widen(grad, grad_step, piece, length, 1, grads, room);
+        for (int64_t token = piece.from; token < piece.to; ++token) {
+            const int64_t from = first(token, kernel), to = last(token, length, kernel), giver = piece.first_token + token;
+            const int64_t place = (giver * heads + piece.group) * kernel;
+            const float *here = wide + (token - piece.from) * room, *own = grads + (token - piece.from) * room;
             for (int64_t some = 0; some < kernel; some += LANES) {
                 Lanes sums[LANES] = {};
                 for (int64_t k = std::max(from, some); k < std::min(to, some + LANES); ++k) {
@@ -218,7 +209,7 @@ void convolve_logits(const T* grad, const T* x, const float* weights, const uint
                 }
                 put(slope + some, totals(sums));
             }
-            for (int64_t k = 0; near && k < kernel; ++k) slope[k] = near[(row + token) * kernel + k] ? slope[k] : 0.0f;
+            for (int64_t k = 0; near && k < kernel; ++k) slope[k] = near[giver * kernel + k] ? slope[k] : 0.0f;
             Lanes shared{};
             across(kernel, [&](int64_t k, auto some) { shared += lanes(slope + k, some) * lanes(weights + place + k, some); });
             const float mean = total(shared);
@@ -226,7 +217,7 @@ void convolve_logits(const T* grad, const T* x, const float* weights, const uint
                 put(dlogits + place + k, (lanes(slope + k, some) - mean) * lanes(weights + place + k, some), some);
             });
         }
-    }
+    });
 }
 
 }  // namespace
