@@ -1,35 +1,40 @@
 """Measure what an evolution over a supernet costs when candidates share what they begin with, beside scoring one by one.
 
-    python -m benchmarks.candidates [--trials 1000] [--slots 8 24] [--objectives mlm rtd] [--threads 1]
+    python -m benchmarks.candidates [--trials 1000] [--slots 8 24] [--objectives mlm rtd] [--strategies evolution aging]
 
-A supernet is trained for some steps on the documentation that Python carries, and an evolution with the usual numbers proposes
-candidates.  Each generation of 50 is scored in both ways, in turn, so that what else the machine does falls on both: along shared
-beginnings, within the usual 2 GiB and within an eighth of it, and one by one by `recipe.score`.  All scores have to be equal.
+A supernet is trained for some steps on the documentation that Python carries, and evolutions with their usual numbers propose
+candidates: the one that crosses parents and mutates several slots, and the aging one, whose children differ from a parent in one.
+Each candidate is scored in every way, in turn, so that what else the machine does falls on all: along shared beginnings, within
+the usual 2 GiB and within an eighth of it, and one by one by `recipe.score`.  All scores have to be equal.
 """
 
 import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 import torch
 
 from benchmarks.speed import RESULTS, machine
-from layerwright.batches import along, batches
+from layerwright.architecture import Architecture
+from layerwright.batches import Batch, along, batches
 from layerwright.console import say, table
 from layerwright.corpus import Corpus, CorpusSettings, build
-from layerwright.population import ROOM, Population
+from layerwright.population import ROOM, Population, Scores
 from layerwright.prefixes import applications
 from layerwright.recipe import Objective, PretrainSettings, held_out, make_objective, score
 from layerwright.settings import write_atomically
-from layerwright.strategies import Evolution, Trial, propose
+from layerwright.strategies import StrategySettings, Trial, propose
 from layerwright.train import Plan, make_optimizer, train
 
 WIDE = "128 embed=64 vocab=4096 positions=64"
 ROWS = 32  # held out, of 64 tokens
 ROOMS = {"2 GiB": ROOM, "256 MiB": ROOM // 8}
+TOLD = 50  # candidates between two lines of progress
 
 
 def trained(corpus: Corpus, slots: int, kind: str, steps: int) -> tuple[PretrainSettings, Objective]:
@@ -47,53 +52,56 @@ def trained(corpus: Corpus, slots: int, kind: str, steps: int) -> tuple[Pretrain
     return settings, objective.eval()
 
 
-def measure(corpus: Corpus, slots: int, kind: str, trials: int, steps: int) -> dict[str, object]:
-    """Run one evolution, each generation in every way, and return what they took."""
-    settings, objective = trained(corpus, slots, kind, steps)
-    space, held, strategy = settings.space(), held_out(corpus, settings), Evolution()
-    ways = {name: Population(objective, held, room=room) for name, room in ROOMS.items()}
-    seconds, history, proposing = dict.fromkeys([*ways, "one by one"], 0.0), [], 0.0
+def measure(settings: PretrainSettings, objective: Objective, held: list[Batch], name: str, trials: int) -> dict[str, object]:
+    """Run one evolution, score each candidate in every way, and return what they took."""
+    space, strategy = settings.space(), StrategySettings(name=name).strategy()
+    kept = {told: Population(objective, held, room=room) for told, room in ROOMS.items()}
+    ways: list[tuple[str, Callable[[Architecture], Scores]]] = [(told, way.score) for told, way in kept.items()]
+    ways.append(("one by one", partial(score, objective, held)))
+    seconds, history, proposing = {told: 0.0 for told, _ in ways}, list[Trial](), 0.0
     while len(history) < trials:
-        archs = []
-        for _ in range(min(strategy.population, trials - len(history))):
+        began = time.process_time()
+        arch = propose(strategy, space, history)
+        assert arch is not None, "the space is used up"
+        proposing += time.process_time() - began
+        turn, found = len(history) % len(ways), []
+        for told, way in ways[turn:] + ways[:turn]:
             began = time.process_time()
-            known = history + [Trial(len(history) + at, arch, 0.0) for at, arch in enumerate(archs)]
-            archs.append(propose(strategy, space, known))  # of a generation, scores of its own trials are not asked for
-            proposing += time.process_time() - began
-        found = {}
-        for name in seconds:
-            began = time.process_time()
-            found[name] = [ways[name].score(arch) if name in ways else score(objective, held, arch) for arch in archs]
-            seconds[name] += time.process_time() - began
-        assert all(scores == found["one by one"] for scores in found.values()), "scores differ"
-        history += [Trial(len(history) + at, arch, found["one by one"][at]["accuracy"]) for at, arch in enumerate(archs)]
-        print(f"{slots} slots, {kind}: {len(history)} of {trials}", {name: round(spent, 1) for name, spent in seconds.items()})
+            found.append(way(arch))
+            seconds[told] += time.process_time() - began
+        assert all(scores == found[0] for scores in found), "scores differ"
+        history.append(Trial(len(history), arch, found[0]["accuracy"]))
+        if len(history) % TOLD == 0:
+            print(
+                space, name, f"{len(history)} of {trials}", {told: round(spent, 1) for told, spent in seconds.items()}, flush=True
+            )
     paths = [space.path(trial.arch) for trial in history]
-    whole = seconds["one by one"]
     return {
         "space": str(space),
-        "objective": kind,
+        "objective": settings.objective,
+        "strategy": name,
         "trials": trials,
         "rows": len(held[0].ids),
         "length": settings.length,
         "layers": {
-            "one by one": slots * trials,
-            **{name: way.layers for name, way in ways.items()},
+            "one by one": len(paths[0]) * trials,
+            **{told: way.layers for told, way in kept.items()},
             "different beginnings": applications(paths),
         },
         "processor seconds": {**seconds, "proposing": proposing},
-        "times as fast": {name: whole / seconds[name] for name in ways},
+        "times as fast": {told: seconds["one by one"] / seconds[told] for told in kept},
         "best": max(trial.score for trial in history),
     }
 
 
 def main() -> None:
-    """Measure each space with each objective, print a table and write results/candidates.json."""
+    """Measure each space with each objective and strategy, print a table and write results/candidates.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--steps", type=int, default=300, help="of training the supernet")
     parser.add_argument("--slots", type=int, nargs="+", default=[8, 24])
     parser.add_argument("--objectives", nargs="+", default=["mlm", "rtd"])
+    parser.add_argument("--strategies", nargs="+", default=["evolution", "aging"])
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS / "candidates.json")
     told = parser.parse_args()
@@ -102,17 +110,30 @@ def main() -> None:
         corpus = build(["python"], Path(folder) / "corpus", CorpusSettings(vocab=4096, validation=0.05))
         found = []
         for slots, kind in product(told.slots, told.objectives):
-            found.append(measure(corpus, slots, kind, told.trials, told.steps))
-            write_atomically(
-                told.out, json.dumps({"machine": machine() | {"threads": told.threads}, "runs": found}, indent=1) + "\n"
-            )
+            settings, objective = trained(corpus, slots, kind, told.steps)
+            for strategy in told.strategies:
+                found.append(measure(settings, objective, held_out(corpus, settings), strategy, told.trials))
+                kept = {"machine": machine() | {"threads": told.threads}, "runs": found}
+                write_atomically(told.out, json.dumps(kept, indent=1) + "\n")
     rows = [
-        [one["space"].rpartition(": ")[2], one["objective"], name, one["layers"][name], spent, one["times as fast"].get(name)]  # type: ignore[attr-defined,index]
+        [
+            one["space"].rpartition(": ")[2],
+            one["objective"],
+            one["strategy"],
+            name,
+            one["layers"][name],
+            spent,
+            one["times as fast"].get(name),
+        ]  # type: ignore[attr-defined,index]
         for one in found
         for name, spent in one["processor seconds"].items()  # type: ignore[attr-defined]
         if name != "proposing"
     ]
-    table(f"{told.trials:,} candidates", ["space", "objective", "kept", "layers run", "processor seconds", "times as fast"], rows)
+    table(
+        f"{told.trials:,} candidates",
+        ["space", "objective", "strategy", "kept", "layers run", "processor seconds", "times as fast"],
+        rows,
+    )
 
 
 if __name__ == "__main__":
