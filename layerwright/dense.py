@@ -7,6 +7,7 @@ which values dropout takes.  What comes out at padding means nothing, so only wh
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import replace
 from math import ceil
 from typing import NamedTuple
 
@@ -51,7 +52,7 @@ class Packed(NamedTuple):
 
     def context(self, context: Context) -> Context:
         """Return what layers are told of the rows instead of what they are told of the batch."""
-        return context._replace(mask=self.documents >= 0, documents=self.documents)
+        return replace(context, mask=self.documents >= 0, documents=self.documents)
 
     def scatter(self, states: Tensor) -> Tensor:
         """Put states back: [R, L', D] -> [B, L, D], anything at padding."""

@@ -247,40 +247,32 @@ class _AddNorm(Function):
 
 
 def looking(query: Tensor, length: int, visible: Tensor | None, p: float) -> int | None:
-    """Return the steps of dropout with which `look` serves, over so many tokens; None where it does not."""
+    """Return the steps of dropout with which `look` serves; None where it does not, or PyTorch is as quick.  length: of keys."""
     level = kernels.dropping(p)
     alike = visible is None or (visible.shape[1] == 1 and visible.shape[3] == length)
     if level is None or not alike or not ready(query):
         return None
-    return None if kernels.scaled(query, level) and not offers("attend", query) else level
+    quicker = query.dtype == torch.bfloat16 and (torch.is_grad_enabled() or offers("tiles", query))
+    return level if level or visible is not None or quicker else None
 
 
 def look(query: Tensor, key: Tensor, value: Tensor, to: Tensor, *, heads: int, visible: Tensor | None, drops: Drops) -> Tensor:
     """Attend, write what comes out [B, L, H*E] into a tensor, and return what `looked` needs of it.
 
-    That is the logarithm of the sum behind each softmax, [B*H, L]; or, where the processor has no products for one pass, all
-    the weights before dropout, [B*H, L, L].
+    That is the logarithm of the sum behind each softmax, [B*H, L].
     """
     seen, *steps = _seen(visible)
-    if offers("attend", query):
-        parts = [even(x) for x in (query, key, value)]
-        nats = torch.empty(len(query) * heads, query.shape[1])
-        apart = [x.stride(1) for x in (*parts, to)]
-        call("attend", query, *parts, to, nats, seen, *_sizes(query, heads), *apart, *steps, *drops)
-        return nats
-    q, k, v = (_split(x, heads) for x in (query, key, value))
-    weights = kernels.product(q, k.transpose(1, 2), q.shape[-1] ** -0.5)
-    dropped = torch.empty_like(weights) if drops.level else weights
-    length, wide = weights.shape[1:]
-    call("softmax", weights, weights, dropped, seen, weights.numel() // wide, wide, heads, length, *steps, *drops)
-    _merged(torch.bmm(dropped, v), to)
-    return weights
+    parts = [even(x) for x in (query, key, value)]
+    nats = torch.empty(len(query) * heads, query.shape[1])
+    apart = [x.stride(1) for x in (*parts, to)]
+    call("attend", query, *parts, to, nats, seen, *_sizes(query, heads), *apart, *steps, *drops)
+    return nats
 
 
 def looked(
     grad: Tensor,
     inputs: Sequence[Tensor],
-    kept: Tensor,
+    nats: Tensor,
     to: Sequence[Tensor],
     *,
     heads: int,
@@ -288,19 +280,10 @@ def looked(
     drops: Drops,
 ) -> None:
     """Write the slopes of query, key and value into tensors that lie alike, given that of what came out."""
-    if kept.dim() == 2:
-        parts = [even(x) for x in (grad, *inputs)]
-        apart = [x.stride(1) for x in (*parts, to[0])]
-        seen, *steps = _seen(visible)
-        call("attend_backward", grad, *parts, kept, *to, seen, *_sizes(grad, heads), *apart, *steps, *drops)
-        return
-    q, k, v, g = (_split(x, heads) for x in (*inputs, grad))
-    small = q.shape[-1] ** -0.5
-    slope, dropped = torch.bmm(g, v.transpose(1, 2)), torch.empty_like(kept) if drops.level else kept
-    call("softmax_backward", g, slope, kept, dropped, kept[..., 0].numel(), kept.shape[2], *drops)
-    dq, dk = kernels.product(slope, k, small), kernels.product(slope.transpose(1, 2), q, small)
-    for found, place in zip((dq, dk, torch.bmm(dropped.transpose(1, 2), g)), to, strict=True):
-        _merged(found, place)
+    parts = [even(x) for x in (grad, *inputs)]
+    apart = [x.stride(1) for x in (*parts, to[0])]
+    seen, *steps = _seen(visible)
+    call("attend_backward", grad, *parts, nats, *to, seen, *_sizes(grad, heads), *apart, *steps, *drops)
 
 
 def even(x: Tensor) -> Tensor:
@@ -326,39 +309,19 @@ class _Attend(Function):
     def forward(ctx, query, key, value, heads, visible, level):  # type: ignore[no-untyped-def]
         ctx.heads, ctx.drops = heads, Drops.of(level)
         mixed = torch.empty(*query.shape[:2], value.shape[2], dtype=value.dtype)
-        kept = look(query, key, value, mixed, heads=heads, visible=visible, drops=ctx.drops)
-        # What came in, though it must be put in order once more: all of it is in memory anyway, as one product.
-        ctx.save_for_backward(query, key, value, kept, visible)
+        nats = look(query, key, value, mixed, heads=heads, visible=visible, drops=ctx.drops)
+        ctx.save_for_backward(query, key, value, nats, visible)
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
-        *inputs, kept, visible = saved
+        *inputs, nats, visible = saved
         sizes = [x.shape[2] for x in inputs]
         # Side by side, as the maps that gave query, key and value want them.
         slopes = torch.empty(*grad.shape[:2], sum(sizes), dtype=grad.dtype).split(sizes, -1)
-        looked(grad, inputs, kept, slopes, heads=ctx.heads, visible=visible, drops=ctx.drops)
+        looked(grad, inputs, nats, slopes, heads=ctx.heads, visible=visible, drops=ctx.drops)
         return *slopes, None, None, None
-
-
-def _split(x: Tensor, heads: int) -> Tensor:
-    """[B, L, H*E], its channels side by side -> [B*H, L, E]."""
-    if x.stride(2) != 1:
-        x = x.contiguous()
-    rows, length, size = x.shape[0], x.shape[1], x.shape[2] // heads
-    apart = torch.empty(rows * heads, length, size, dtype=x.dtype)
-    steps = (x.stride(0), x.stride(1), size, heads * length * size, size, length * size)
-    call("rearrange", x, x, apart, rows, length, heads, size, *steps)
-    return apart
-
-
-def _merged(apart: Tensor, to: Tensor) -> Tensor:
-    """[B*H, L, E] -> [B, L, H*E], a tensor that is there already, its channels side by side."""
-    (rows, length, width), size = to.shape, apart.shape[2]
-    steps = (width * length, size, length * size, to.stride(0), to.stride(1), size)
-    call("rearrange", apart, apart, to, rows, length, width // size, size, *steps)
-    return to
 
 
 @lean

@@ -207,10 +207,10 @@ class _Mixed(Function):
         logits = linear(product, narrow, biases[5].to(x.dtype)).view(rows, length, heads, -1)
         both, ctx.drops = torch.empty(rows, length, 2 * size, dtype=x.dtype), Drops.of(level)
         attended, convolved = both.split(size, -1)
-        looks = look(query, key, value, attended, heads=heads, visible=visible, drops=ctx.drops)
+        nats = look(query, key, value, attended, heads=heads, visible=visible, drops=ctx.drops)
         kernel = slide(own, logits, near, convolved)
         ctx.save_for_backward(
-            x, whole, four, span, taps, pointwise, span_key, product, narrow, looks, kernel, both, out, near, visible
+            x, whole, four, span, taps, pointwise, span_key, product, narrow, nats, kernel, both, out, near, visible
         )
         ctx.heads = heads
         return linear(both.view(rows * length, -1), out, biases[6].to(x.dtype)).view(rows, length, -1)
@@ -218,14 +218,14 @@ class _Mixed(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
-        x, whole, four, span, taps, pointwise, span_key, product, narrow, looks, kernel, both, out, near, visible = saved
+        x, whole, four, span, taps, pointwise, span_key, product, narrow, nats, kernel, both, out, near, visible = saved
         size, count = span_key.shape[1], len(span_key)
         grad, slopes = grad.reshape(count, -1), torch.empty_like(four)
         query, key, value, own = four.split(size, -1)
         dboth = linear(grad, out.t()).view(both.shape)
         dattended, dconvolved = dboth.split(size, -1)
         inputs, places = (query, key, value), slopes.split(size, -1)[:3]
-        looked(dattended, inputs, looks, places, heads=ctx.heads, visible=visible, drops=ctx.drops)
+        looked(dattended, inputs, nats, places, heads=ctx.heads, visible=visible, drops=ctx.drops)
         dlogits = slid(dconvolved, own, kernel, near, slopes[..., 3 * size :]).view(count, -1)
         dproduct = linear(dlogits, narrow.t())
         flat, dspan_key = slopes.view(count, -1), torch.empty_like(span_key)

@@ -1,6 +1,7 @@
 """Every layer kind keeps the layer contract: bare, and inside a backbone.  A layer that does not is found out."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -132,9 +133,9 @@ def broken(x: Tensor) -> Tensor:
 
 # What a layer does after its linear map, and the promise that it breaks.
 FAULTS: dict[str, tuple[Callable[[nn.Module, Tensor, Context], Tensor], str]] = {
-    "forgets_the_mask": (lambda self, x, context: x + seen(x, context._replace(mask=None)), "depends on what padding holds"),
+    "forgets_the_mask": (lambda self, x, context: x + seen(x, replace(context, mask=None)), "depends on what padding holds"),
     "forgets_documents": (
-        lambda self, x, context: x + seen(x, context._replace(documents=None)),
+        lambda self, x, context: x + seen(x, replace(context, documents=None)),
         "differs from that document alone",
     ),
     "peeks_across_rows": (lambda self, x, context: x + seen(x, context).mean(0), "depends on the other rows"),

@@ -2,6 +2,7 @@
 
 import importlib
 import math
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -124,9 +125,9 @@ def test_the_default_is_attention(dtype: torch.dtype, dropout: float):
         outputs, maps = [], []
         for one in (ours, theirs):
             torch.manual_seed(7)
-            outputs.append(one.train()(x, context._replace(dropout=dropout)))
+            outputs.append(one.train()(x, replace(context, dropout=dropout)))
             maps.append([])
-            one.eval()(x, context._replace(maps=maps[-1]))
+            one.eval()(x, replace(context, maps=maps[-1]))
         assert torch.equal(*outputs)
         assert torch.equal(*(torch.stack(some) for some in maps))
 

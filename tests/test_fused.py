@@ -79,7 +79,8 @@ def test_attend_is_attention_over_what_is_visible(dtype, tolerance, context, hea
         return fused.attend(q, k, v, heads=heads, visible=context.visible(), p=0.0)
 
     both_ways(function, *(leaf(3, 9, 6, dtype=dtype) for _ in range(3)), tolerance=tolerance)
-    assert bool({"attend", "softmax"} & set(counted)) == (dtype == torch.bfloat16)
+    # In float32, where all is seen and nothing dropped, PyTorch's own is as quick.
+    assert ("attend" in counted) == ("attend_backward" in counted) == (dtype == torch.bfloat16 or context != Context())
 
 
 @needs_compiler
@@ -274,7 +275,7 @@ TILES = "-mno-amx-tile -mno-amx-bf16"
 @pytest.mark.skipif(platform.machine() != "x86_64", reason="the instructions left out are those of x86-64")
 @pytest.mark.parametrize("without", ["", TILES, f"{TILES} -mno-avx512bf16", f"{TILES} -mno-avx512f"])
 def test_attention_is_the_same_with_whatever_a_processor_has(without, tmp_path):
-    """In bf16, dropout included, against float32, which hashes the same numbers of the same elements."""
+    """Against PyTorch's in float64; and with dropout that in bf16 against float32, which hashes the same numbers."""
     compiler = tmp_path / "compiler"
     compiler.write_text(f'#!/bin/sh\nexec g++ "$@" {without}\n')
     compiler.chmod(0o755)
@@ -290,14 +291,17 @@ for number, (rows, length, heads, size, seen) in enumerate({ATTENDED!r}):
     if seen == "documents":
         document = torch.randint(0, 9, (rows, 1, length)).sort()[0]
         visible = (document[..., None] == document[:, :, None]) & (torch.rand(rows, 1, 1, length) < 0.9)
-    found = []
-    for dtype in (torch.bfloat16, torch.float32):
+    def both_ways(dtype, p):
         torch.manual_seed(number)
         q, k, v, grad = (part.to(dtype).requires_grad_() for part in parts)
-        y = fused.attend(q, k, v, heads=heads, visible=visible, p=0.3)
-        found.append([y, *torch.autograd.grad(y, (q, k, v), grad)])
-    for mine, exact in zip(*found):
-        assert (mine - exact).norm() <= 1e-2 * exact.norm() + 1e-6, (number, mine, exact)
+        y = fused.attend(q, k, v, heads=heads, visible=visible, p=p)
+        return [y, *torch.autograd.grad(y, (q, k, v), grad)]
+    exact, dropped = both_ways(torch.float64, 0.0), both_ways(torch.float32, 0.3)
+    for dtype, p, all_right, tolerance in [
+        (torch.float32, 0.0, exact, 1e-5), (torch.bfloat16, 0.0, exact, 1e-2), (torch.bfloat16, 0.3, dropped, 1e-2)
+    ]:
+        for mine, right in zip(both_ways(dtype, p), all_right):
+            assert (mine - right).norm() <= tolerance * right.norm() + 1e-6, (number, dtype, p, mine, right)
 """
     environment = os.environ | {"CXX": str(compiler), "LAYERWRIGHT_NATIVE": str(tmp_path)}
     subprocess.run([sys.executable, "-c", code], check=True, env=environment)
@@ -386,7 +390,7 @@ def test_nothing_of_this_runs_where_the_plain_forms_are_asked_for(counted):
     net.double()(torch.arange(20)[None])
     assert counted == []
     net.float()(torch.arange(20)[None])
-    assert {"add_norm", "convolve", "depthwise", "gelu", "softmax"} <= set(counted)
+    assert {"add_norm", "attend", "convolve", "depthwise", "gelu"} <= set(counted)
 
 
 @needs_compiler
@@ -412,7 +416,7 @@ def test_half_precision_weights_train_too():
     ],
 )
 def test_a_layer_that_convolves_at_once(monkeypatch, layer, apart, dtype, tolerance):
-    monkeypatch.setattr(kernels, "scaled", lambda *_: False)  # in float32 without dropout, PyTorch's attention is as fast
+    monkeypatch.setattr(fused_convolution, "looking", lambda *_: 0)  # in float32 without dropout, PyTorch's attention is as fast
     torch.manual_seed(0)
     arch = Architecture.parse(f"24: {layer}")
     body = Backbone(arch, dropout=0.0).layers[0].body

@@ -3,6 +3,7 @@
 import math
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -182,7 +183,7 @@ def test_maps_of_attention_are_left_on_request(kind: str, packed: bool):
     documents = (torch.arange(7) >= 3).long().expand(2, 7) if packed else None
     context = Context(mask, documents, maps=[])
     found = module(x, context)
-    torch.testing.assert_close(found[mask], module(x, context._replace(maps=None))[mask], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[mask], module(x, replace(context, maps=None))[mask], rtol=1e-5, atol=1e-5)
     (weights,) = context.maps
     assert weights.shape == (2, 2 if kind == "mixed" else 4, 7, 7)
     torch.testing.assert_close(weights.sum(-1).transpose(1, 2)[mask], torch.ones(11, weights.shape[1], dtype=torch.float64))

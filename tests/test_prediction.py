@@ -347,7 +347,8 @@ def test_a_bad_row_stops_after_those_before_it_or_is_named_and_left_out(name: st
     assert re.findall(r"left out  row (\d+) ", told) == bad
     assert f"{len(bad)} of {len(bad) + 2} rows were left out" in told
     assert [one.key for one in kept] == ["0", "4" if name == "rows.tsv" else "5"]
-    assert kept[0].said["probabilities"] == pytest.approx(first.said["probabilities"])
+    # The rows of a batch share longer rows, in which sums are rounded otherwise.
+    assert kept[0].said["probabilities"] == pytest.approx(first.said["probabilities"], rel=1e-4)
 
 
 @pytest.mark.parametrize(("name", "content"), [("rows.txt", ""), ("rows.tsv", "text\n"), ("rows.tsv", "")])

@@ -3,7 +3,6 @@
 
 #include "products.h"
 
-#ifdef __AMX_BF16__
 namespace {
 
 // Where the numbers of a head lie: [B, L, H, E], a token `step` from the one before it.
@@ -16,12 +15,20 @@ struct Heads {
         return (head / heads * length + token) * step + head % heads * size;
     }
     // Copy what some tokens have, from one on, and zeros until tiles are full.
-    void take(const bf16* all, int64_t step, int64_t head, int64_t token, int64_t count, bf16* to) const {
-        for (int64_t i = 0; i < count; ++i) std::copy_n(all + place(head, token + i, step), size, to + i * wide);
-        std::fill(to + count * wide, to + filled(count) * wide, bf16{});
+    template <class T, class Number>
+    void take(const T* all, int64_t step, int64_t head, int64_t token, int64_t count, Room<Number>& to) const {
+        for (int64_t i = 0; i < count; ++i) {
+            const T* from = all + place(head, token + i, step);
+            if constexpr (std::is_same_v<T, Number>)
+                std::copy_n(from, size, to + i * wide);
+            else
+                put(to + i * wide, from, size);
+        }
+        std::fill(to + count * wide, to + filled(count) * wide, Number{});
     }
     // And put it where it belongs.
-    void give(const float* from, bf16* all, int64_t step, int64_t head, int64_t token, int64_t count) const {
+    template <class T>
+    void give(const float* from, T* all, int64_t step, int64_t head, int64_t token, int64_t count) const {
         for (int64_t i = 0; i < count; ++i) put(all + place(head, token + i, step), from + i * wide, size);
     }
 };
@@ -53,33 +60,37 @@ struct Sight {
     }
 };
 
-void attend(const bf16* query, const bf16* key, const bf16* value, bf16* to, float* nats, const uint8_t* visible, int64_t rows,
+template <class Products, class T>
+void attend(const T* query, const T* key, const T* value, T* to, float* nats, const uint8_t* visible, int64_t rows,
             int64_t length, int64_t heads, int64_t size, int64_t query_step, int64_t key_step, int64_t value_step,
             int64_t to_step, int64_t row_step, int64_t step, int64_t level, int64_t seed) {
+    using Number = typename Products::Number;
+    using Vector = typename Products::Vector;
+    constexpr int64_t HELD = Products::HELD;
     const Heads all{rows, length, heads, size};
     const Sight sight{visible, row_step, step};
     const Dropout drop(level, seed);
 #pragma omp parallel
     {
-        const Tiles tiles;
+        const Products products;
         const int64_t room = all.tall * all.wide;
-        Room<bf16> own(room), some(SIDE * all.wide), weights(SIDE * all.tall);
-        Room<Pairs> keys(room / 2 / PAIRS), values(room / 2 / PAIRS);
+        Room<Number> own(room), some(SIDE * all.wide), weights(SIDE * all.tall);
+        Room<Vector> keys(room / HELD), paired(room / HELD);
         Room<float> scores(SIDE * all.tall), mixed(SIDE * all.wide);
 #pragma omp for schedule(static)
         for (int64_t head = 0; head < all.count(); ++head) {
             all.take(key, key_step, head, 0, length, own);
-            pair_transpose(own, all.tall, all.wide, keys);
+            products.second_transposed(own, all.tall, all.wide, keys);
             all.take(value, value_step, head, 0, length, own);
-            pair(own, all.tall, all.wide, values);
+            const Vector* values = products.second(own, all.tall, all.wide, paired);
             for (int64_t at = 0; at < length; at += SIDE) {
                 const int64_t count = std::min(SIDE, length - at);
                 all.take(query, query_step, head, at, count, some);
                 const auto near = sight.reach(all, head, at, count);
-                multiply<false>(some, keys + near.from / PAIRS, all.tall / PAIRS, scores, SIDE, near.wide, all.wide);
+                products.multiply(some, keys + near.from / LANES, all.tall / LANES, scores, SIDE, near.wide, all.wide, false);
                 for (int64_t i = 0; i < count; ++i) {
                     float* row = scores + i * near.wide;
-                    bf16* kept = weights + i * near.wide;
+                    Number* kept = weights + i * near.wide;
                     const int64_t place = (head * length + at + i) * length + near.from;
                     across(near.count, [=](int64_t k, auto some) { put(row + k, lanes(row + k, some) * all.scale, some); });
                     nats[head * length + at + i] = softmax_of(row, sight.of(all, head, at + i, near.from), near.count);
@@ -90,10 +101,10 @@ void attend(const bf16* query, const bf16* key, const bf16* value, bf16* to, flo
                             put(kept + k, x, some);
                         });
                     });
-                    std::fill(kept + near.count, kept + near.wide, bf16{});
+                    std::fill(kept + near.count, kept + near.wide, Number{});
                 }
-                multiply<false>(weights, values + near.from / 2 * all.wide / PAIRS, all.wide / PAIRS, mixed, SIDE, all.wide,
-                                near.wide);
+                products.multiply(weights, values + near.from * all.wide / HELD, all.wide / LANES, mixed, SIDE, all.wide,
+                                  near.wide, false);
                 all.give(mixed, to, to_step, head, at, count);
             }
         }
@@ -101,10 +112,14 @@ void attend(const bf16* query, const bf16* key, const bf16* value, bf16* to, flo
 }
 
 // The slopes of query, key and value, each where a token lies `to_step` from the one before it.
-void attend_backward(const bf16* grad, const bf16* query, const bf16* key, const bf16* value, const float* nats, bf16* dquery,
-                     bf16* dkey, bf16* dvalue, const uint8_t* visible, int64_t rows, int64_t length, int64_t heads, int64_t size,
+template <class Products, class T>
+void attend_backward(const T* grad, const T* query, const T* key, const T* value, const float* nats, T* dquery, T* dkey,
+                     T* dvalue, const uint8_t* visible, int64_t rows, int64_t length, int64_t heads, int64_t size,
                      int64_t grad_step, int64_t query_step, int64_t key_step, int64_t value_step, int64_t to_step,
                      int64_t row_step, int64_t step, int64_t level, int64_t seed) {
+    using Number = typename Products::Number;
+    using Vector = typename Products::Vector;
+    constexpr int64_t HELD = Products::HELD;
     const Heads all{rows, length, heads, size};
     const Sight sight{visible, row_step, step};
     const Dropout drop(level, seed);
@@ -112,18 +127,18 @@ void attend_backward(const bf16* grad, const bf16* query, const bf16* key, const
         std::min<int64_t>(4 * SIDE, all.tall);  // queries at a time: enough that sums over them are seldom stored
 #pragma omp parallel
     {
-        const Tiles tiles;
+        const Products products;
         const int64_t room = all.tall * all.wide, part = block * all.wide, square = block * all.tall;
-        Room<bf16> own(room), queries(part), grads(part), weights(square), slopes(square), turned(square);
-        Room<Pairs> keys(room / 2 / PAIRS), values(room / 2 / PAIRS), paired(room / 2 / PAIRS), some(part / 2 / PAIRS);
+        Room<Number> own(room), queries(part), grads(part), weights(square), slopes(square), turned(square);
+        Room<Vector> keys(room / HELD), values(room / HELD), paired(room / HELD), some(part / HELD);
         Room<float> scores(square), dweights(square), dq(part), dk(room), dv(room);
 #pragma omp for schedule(static)
         for (int64_t head = 0; head < all.count(); ++head) {
             all.take(value, value_step, head, 0, length, own);
-            pair_transpose(own, all.tall, all.wide, values);
+            products.second_transposed(own, all.tall, all.wide, values);
             all.take(key, key_step, head, 0, length, own);
-            pair_transpose(own, all.tall, all.wide, keys);
-            pair(own, all.tall, all.wide, paired);
+            products.second_transposed(own, all.tall, all.wide, keys);
+            const Vector* found = products.second(own, all.tall, all.wide, paired);
             std::fill_n((float*)dk, room, 0.0f);
             std::fill_n((float*)dv, room, 0.0f);
             for (int64_t at = 0; at < length; at += block) {
@@ -131,11 +146,12 @@ void attend_backward(const bf16* grad, const bf16* query, const bf16* key, const
                 all.take(query, query_step, head, at, count, queries);
                 all.take(grad, grad_step, head, at, count, grads);
                 const auto near = sight.reach(all, head, at, count);
-                multiply<false>(queries, keys + near.from / PAIRS, all.tall / PAIRS, scores, deep, near.wide, all.wide);
-                multiply<false>(grads, values + near.from / PAIRS, all.tall / PAIRS, dweights, deep, near.wide, all.wide);
+                const int64_t from = near.from / LANES, across_all = all.tall / LANES;
+                products.multiply(queries, keys + from, across_all, scores, deep, near.wide, all.wide, false);
+                products.multiply(grads, values + from, across_all, dweights, deep, near.wide, all.wide, false);
                 for (int64_t i = 0; i < count; ++i) {
                     float *p = scores + i * near.wide, *d = dweights + i * near.wide;
-                    bf16 *kept = weights + i * near.wide, *slope = slopes + i * near.wide;
+                    Number *kept = weights + i * near.wide, *slope = slopes + i * near.wide;
                     const uint8_t* seen = sight.of(all, head, at + i, near.from);
                     const int64_t place = (head * length + at + i) * length + near.from;
                     const float whole = nats[head * length + at + i], scale = all.scale;
@@ -161,20 +177,20 @@ void attend_backward(const bf16* grad, const bf16* query, const bf16* key, const
                     across(near.count, [=](int64_t k, auto some) {
                         put(slope + k, lanes(p + k, some) * (lanes(d + k, some) - sum) * scale, some);
                     });
-                    std::fill(kept + near.count, kept + near.wide, bf16{});
-                    std::fill(slope + near.count, slope + near.wide, bf16{});
+                    std::fill(kept + near.count, kept + near.wide, Number{});
+                    std::fill(slope + near.count, slope + near.wide, Number{});
                 }
-                std::fill(weights + count * near.wide, weights + deep * near.wide, bf16{});
-                std::fill(slopes + count * near.wide, slopes + deep * near.wide, bf16{});
-                const int64_t vectors = all.wide / PAIRS, shift = near.from * all.wide;
-                multiply<false>(slopes, paired + shift / 2 / PAIRS, vectors, dq, deep, all.wide, near.wide);
+                std::fill(weights + count * near.wide, weights + deep * near.wide, Number{});
+                std::fill(slopes + count * near.wide, slopes + deep * near.wide, Number{});
+                const int64_t vectors = all.wide / LANES, shift = near.from * all.wide;
+                products.multiply(slopes, found + shift / HELD, vectors, dq, deep, all.wide, near.wide, false);
                 all.give(dq, dquery, to_step, head, at, count);
-                transpose(slopes, deep, near.wide, turned);
-                pair(queries, deep, all.wide, some);
-                multiply<true>(turned, some, vectors, dk + shift, near.wide, all.wide, deep);
-                transpose(weights, deep, near.wide, turned);
-                pair(grads, deep, all.wide, some);
-                multiply<true>(turned, some, vectors, dv + shift, near.wide, all.wide, deep);
+                products.transpose(slopes, deep, near.wide, turned);
+                const Vector* asked = products.second(queries, deep, all.wide, some);
+                products.multiply(turned, asked, vectors, dk + shift, near.wide, all.wide, deep, true);
+                products.transpose(weights, deep, near.wide, turned);
+                const Vector* given = products.second(grads, deep, all.wide, some);
+                products.multiply(turned, given, vectors, dv + shift, near.wide, all.wide, deep, true);
             }
             all.give(dk, dkey, to_step, head, 0, length);
             all.give(dv, dvalue, to_step, head, 0, length);
@@ -182,10 +198,24 @@ void attend_backward(const bf16* grad, const bf16* query, const bf16* key, const
     }
 }
 
+#ifdef __AMX_BF16__
+const bool tiles = lent();
+#else
+constexpr bool tiles = false;
+using Tiles = Vectors;
+#endif
+#if defined(__AVX512BF16__) && !defined(__AMX_BF16__)
+using Otherwise = Pairs;  // where there are tiles, what dot products of pairs take is no less than in float32
+#else
+using Otherwise = Vectors;
+#endif
+
 }  // namespace
 
 extern "C" {
-void* attend_bfloat16 = lent() ? (void*)&attend : nullptr;
-void* attend_backward_bfloat16 = lent() ? (void*)&attend_backward : nullptr;
+void* attend_float32 = (void*)&attend<Vectors, float>;
+void* attend_backward_float32 = (void*)&attend_backward<Vectors, float>;
+void* attend_bfloat16 = tiles ? (void*)&attend<Tiles, bf16> : (void*)&attend<Otherwise, bf16>;
+void* attend_backward_bfloat16 = tiles ? (void*)&attend_backward<Tiles, bf16> : (void*)&attend_backward<Otherwise, bf16>;
+void* tiles_bfloat16 = tiles ? attend_bfloat16 : nullptr;
 }
-#endif

@@ -14,7 +14,7 @@
 #include <type_traits>
 #include <vector>
 
-#ifdef __AVX512BW__
+#if defined(__AVX512BW__) || defined(__AMX_BF16__)
 #include <immintrin.h>
 #endif
 
@@ -97,8 +97,8 @@ inline void put(T* to, Lanes x, int64_t count) {
     std::copy_n(some, count, to);
 }
 // A row.
-template <class T>
-inline void put(T* to, const float* from, int64_t width) {
+template <class T, class Number>
+inline void put(T* to, const Number* from, int64_t width) {
     across(width, [=](int64_t at, auto count) { put(to + at, lanes(from + at, count), count); });
 }
 

@@ -1,7 +1,7 @@
-// Products of bf16 matrices that fit the cache, by the tiles that some processors have (AMX).  Sums are in float32.
+// Products of matrices that fit the cache, by vectors or by tiles.  Sums are in float32.
 //
-// A tile takes the first matrix row by row, and of the second two rows at a time, the numbers of one above those of the other
-// side by side: "paired".  All sides are multiples of SIDE; what is smaller is filled up with zeros.
+// Either way a second factor is held as vectors of sixteen columns: of one row, or by tiles of two, the numbers of one beside
+// those of the other.  All sides are multiples of SIDE; what is smaller is filled up with zeros.
 
 #pragma once
 
@@ -10,79 +10,152 @@
 #ifdef __AMX_BF16__
 #include <sys/syscall.h>
 #include <unistd.h>
+#endif
 
 namespace {
 
-// Sixteen pairs of numbers.
-using Pairs = Words;
-constexpr int64_t PAIRS = LANES, SIDE = 2 * PAIRS;
+constexpr int64_t SIDE = 2 * LANES;
 
 inline int64_t filled(int64_t size) { return (size + SIDE - 1) / SIDE * SIDE; }
 
-inline Pairs pairs(const bf16* x) {
-    Pairs both;
-    std::memcpy(&both, x, sizeof both);
-    return both;
-}
-// Of sixteen columns the numbers of two rows.
-inline Pairs pairs(const bf16* above, const bf16* below) {
-    Halves a, b;
-    std::memcpy(&a, above, sizeof a);
-    std::memcpy(&b, below, sizeof b);
-    return __builtin_convertvector(a, Pairs) | __builtin_convertvector(b, Pairs) << 16;
-}
-
 // Row i of sixteen becomes column i: blocks of 8, 4, 2 and 1 change places.
 template <int size>
-inline void exchange(Pairs* x) {
-    Pairs near, far;
-    for (int l = 0; l < PAIRS; ++l) {
-        near[l] = l & size ? l - size + PAIRS : l;
-        far[l] = l & size ? l + PAIRS : l + size;
+inline void exchange(Words* x) {
+    Words near, far;
+    for (int l = 0; l < LANES; ++l) {
+        near[l] = l & size ? l - size + LANES : l;
+        far[l] = l & size ? l + LANES : l + size;
     }
-    for (int i = 0; i < PAIRS; ++i)
+    for (int i = 0; i < LANES; ++i)
         if (!(i & size)) {
-            const Pairs a = x[i], b = x[i + size];
+            const Words a = x[i], b = x[i + size];
             x[i] = __builtin_shuffle(a, b, near);
             x[i + size] = __builtin_shuffle(a, b, far);
         }
 }
-inline void turn(Pairs* x) {
+inline void turn(Words* x) {
     exchange<8>(x);
     exchange<4>(x);
     exchange<2>(x);
     exchange<1>(x);
 }
 
-// A matrix [rows, columns], paired.
-inline void pair(const bf16* x, int64_t rows, int64_t columns, Pairs* to) {
-    for (int64_t row = 0; row < rows; row += 2)
-        for (int64_t at = 0; at < columns; at += PAIRS) *to++ = pairs(x + row * columns + at, x + (row + 1) * columns + at);
-}
-
-// The transpose of a matrix [rows, columns], paired.
-inline void pair_transpose(const bf16* x, int64_t rows, int64_t columns, Pairs* to) {
-    Pairs block[PAIRS];
-    for (int64_t row = 0; row < rows; row += PAIRS)
-        for (int64_t at = 0; at < columns; at += 2 * PAIRS) {
-            for (int64_t i = 0; i < PAIRS; ++i) block[i] = pairs(x + (row + i) * columns + at);
-            turn(block);
-            for (int64_t i = 0; i < PAIRS; ++i) to[((at / 2 + i) * rows + row) / PAIRS] = block[i];
+// c [rows, columns] = a [rows, inner] times b [inner, columns], of rows of `wide` vectors; or, if `more`, that much more.  add: a
+// number of the first factor times a vector of the second to a sum.
+template <class Number, class Vector, class Add>
+void multiply_by(const Number* a, const Vector* b, int64_t wide, float* c, int64_t rows, int64_t columns, int64_t inner,
+                 bool more, Add add) {
+    // As many sums as there are registers for.
+#ifdef __AVX512F__
+    constexpr int64_t high = 8, broad = 2;
+#else
+    constexpr int64_t high = 4, broad = 1;
+#endif
+    for (int64_t row = 0; row < rows; row += high)
+        for (int64_t at = 0; at < columns; at += broad * LANES) {
+            Lanes sums[high][broad];
+            for (int64_t i = 0; i < high; ++i)
+                for (int64_t j = 0; j < broad; ++j) sums[i][j] = more ? lanes(c + (row + i) * columns + at + j * LANES) : Lanes{};
+            for (int64_t k = 0; k < inner; ++k)
+#pragma GCC unroll 8
+                for (int64_t i = 0; i < high; ++i)
+#pragma GCC unroll 2
+                    for (int64_t j = 0; j < broad; ++j)
+                        sums[i][j] = add(sums[i][j], a[(row + i) * inner + k], b[k * wide + at / LANES + j]);
+            for (int64_t i = 0; i < high; ++i)
+                for (int64_t j = 0; j < broad; ++j) put(c + (row + i) * columns + at + j * LANES, sums[i][j]);
         }
 }
 
-// The transpose of a matrix [rows, columns].
-inline void transpose(const bf16* x, int64_t rows, int64_t columns, bf16* to) {
-    Pairs block[PAIRS];
-    for (int64_t row = 0; row < rows; row += 2 * PAIRS)
-        for (int64_t at = 0; at < columns; at += PAIRS) {
-            for (int64_t i = 0; i < PAIRS; ++i)
-                block[i] = pairs(x + (row + 2 * i) * columns + at, x + (row + 2 * i + 1) * columns + at);
-            turn(block);
-            for (int64_t i = 0; i < PAIRS; ++i) std::memcpy(to + (at + i) * rows + row, &block[i], sizeof block[i]);
-        }
+// By vectors, in float32.
+struct Vectors {
+    using Number = float;
+    using Vector = Lanes;
+    static constexpr int64_t HELD = LANES;  // numbers in a vector
+
+    // The transpose of a matrix [rows, columns].
+    static void transpose(const float* x, int64_t rows, int64_t columns, float* to) {
+        Words block[LANES];
+        for (int64_t row = 0; row < rows; row += LANES)
+            for (int64_t at = 0; at < columns; at += LANES) {
+                for (int64_t i = 0; i < LANES; ++i) block[i] = (Words)lanes(x + (row + i) * columns + at);
+                turn(block);
+                for (int64_t i = 0; i < LANES; ++i) put(to + (at + i) * rows + row, (Lanes)block[i]);
+            }
+    }
+
+    // A matrix [rows, columns] as a second factor, in `room` if it is not that already; and its transpose.
+    static const Vector* second(const float* x, int64_t, int64_t, Vector*) { return (const Vector*)x; }
+    static void second_transposed(const float* x, int64_t rows, int64_t columns, Vector* to) {
+        transpose(x, rows, columns, (float*)to);
+    }
+
+    static void multiply(const float* a, const Vector* b, int64_t wide, float* c, int64_t rows, int64_t columns, int64_t inner,
+                         bool more) {
+        multiply_by(a, b, wide, c, rows, columns, inner, more, [](Lanes sum, float one, Lanes x) { return sum + one * x; });
+    }
+};
+
+// Of sixteen columns the numbers of two rows, and 32 numbers of one.
+inline Words pairs(const bf16* above, const bf16* below) {
+    Halves a, b;
+    std::memcpy(&a, above, sizeof a);
+    std::memcpy(&b, below, sizeof b);
+    return __builtin_convertvector(a, Words) | __builtin_convertvector(b, Words) << 16;
+}
+inline Words pairs(const bf16* x) {
+    Words both;
+    std::memcpy(&both, x, sizeof both);
+    return both;
 }
 
+// Two rows of bf16 in a vector, as instructions for them want it.
+struct Paired {
+    using Number = bf16;
+    using Vector = Words;
+    static constexpr int64_t HELD = 2 * LANES;
+
+    static void transpose(const bf16* x, int64_t rows, int64_t columns, bf16* to) {
+        Words block[LANES];
+        for (int64_t row = 0; row < rows; row += 2 * LANES)
+            for (int64_t at = 0; at < columns; at += LANES) {
+                for (int64_t i = 0; i < LANES; ++i)
+                    block[i] = pairs(x + (row + 2 * i) * columns + at, x + (row + 2 * i + 1) * columns + at);
+                turn(block);
+                for (int64_t i = 0; i < LANES; ++i) std::memcpy(to + (at + i) * rows + row, &block[i], sizeof block[i]);
+            }
+    }
+
+    static const Vector* second(const bf16* x, int64_t rows, int64_t columns, Vector* room) {
+        Vector* to = room;
+        for (int64_t row = 0; row < rows; row += 2)
+            for (int64_t at = 0; at < columns; at += LANES) *to++ = pairs(x + row * columns + at, x + (row + 1) * columns + at);
+        return room;
+    }
+    static void second_transposed(const bf16* x, int64_t rows, int64_t columns, Vector* to) {
+        Words block[LANES];
+        for (int64_t row = 0; row < rows; row += LANES)
+            for (int64_t at = 0; at < columns; at += 2 * LANES) {
+                for (int64_t i = 0; i < LANES; ++i) block[i] = pairs(x + (row + i) * columns + at);
+                turn(block);
+                for (int64_t i = 0; i < LANES; ++i) to[((at / 2 + i) * rows + row) / LANES] = block[i];
+            }
+    }
+};
+
+#ifdef __AVX512BF16__
+// By dot products of pairs.
+struct Pairs : Paired {
+    static void multiply(const bf16* a, const Vector* b, int64_t wide, float* c, int64_t rows, int64_t columns, int64_t inner,
+                         bool more) {
+        multiply_by((const uint32_t*)a, b, wide, c, rows, columns, inner / 2, more, [](Lanes sum, uint32_t two, Words x) {
+            return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(Words{} + two), (__m512bh)x);
+        });
+    }
+};
+#endif
+
+#ifdef __AMX_BF16__
 // Whether the system lends this process the registers of tiles, which it does to those who ask (Linux, x86/xstate).
 inline bool lent() {
     constexpr long request = 0x1023, tiles = 18;
@@ -90,8 +163,8 @@ inline bool lent() {
     return granted;
 }
 
-// As long as one lives, its thread has eight tiles of sixteen rows of 64 bytes.
-struct Tiles {
+// By the tiles that some processors have (AMX).  As long as one lives, its thread has eight of sixteen rows of 64 bytes.
+struct Tiles : Paired {
     Tiles() {
         struct {
             uint8_t palette = 1, first_row = 0, unused[14] = {};
@@ -101,44 +174,42 @@ struct Tiles {
         _tile_loadconfig(&shapes);
     }
     ~Tiles() { _tile_release(); }
-};
 
-// c [rows, columns] = a [rows, inner] times b, paired [inner / 2, columns], of rows of `wide` vectors; or that much more.  The
-// thread has Tiles.
-template <bool more>
-void multiply(const bf16* a, const Pairs* b, int64_t wide, float* c, int64_t rows, int64_t columns, int64_t inner) {
-    const int64_t a_step = inner * 2, b_step = wide * 64, step = columns * 4;  // in bytes
-    for (int64_t row = 0; row < rows; row += SIDE)
-        for (int64_t at = 0; at < columns; at += SIDE) {
-            float *here = c + row * columns + at, *below = here + PAIRS * columns;
-            if constexpr (more) {
-                _tile_loadd(0, here, step);
-                _tile_loadd(1, here + PAIRS, step);
-                _tile_loadd(2, below, step);
-                _tile_loadd(3, below + PAIRS, step);
-            } else {
-                _tile_zero(0);
-                _tile_zero(1);
-                _tile_zero(2);
-                _tile_zero(3);
+    static void multiply(const bf16* a, const Vector* b, int64_t wide, float* c, int64_t rows, int64_t columns, int64_t inner,
+                         bool more) {
+        const int64_t a_step = inner * 2, b_step = wide * 64, step = columns * 4;  // in bytes
+        for (int64_t row = 0; row < rows; row += SIDE)
+            for (int64_t at = 0; at < columns; at += SIDE) {
+                float *here = c + row * columns + at, *below = here + LANES * columns;
+                if (more) {
+                    _tile_loadd(0, here, step);
+                    _tile_loadd(1, here + LANES, step);
+                    _tile_loadd(2, below, step);
+                    _tile_loadd(3, below + LANES, step);
+                } else {
+                    _tile_zero(0);
+                    _tile_zero(1);
+                    _tile_zero(2);
+                    _tile_zero(3);
+                }
+                for (int64_t k = 0; k < inner; k += SIDE) {
+                    const Vector* here = b + k / 2 * wide + at / LANES;
+                    _tile_loadd(4, a + row * inner + k, a_step);
+                    _tile_loadd(6, here, b_step);
+                    _tile_dpbf16ps(0, 4, 6);
+                    _tile_loadd(7, here + 1, b_step);
+                    _tile_dpbf16ps(1, 4, 7);
+                    _tile_loadd(5, a + (row + LANES) * inner + k, a_step);
+                    _tile_dpbf16ps(2, 5, 6);
+                    _tile_dpbf16ps(3, 5, 7);
+                }
+                _tile_stored(0, here, step);
+                _tile_stored(1, here + LANES, step);
+                _tile_stored(2, below, step);
+                _tile_stored(3, below + LANES, step);
             }
-            for (int64_t k = 0; k < inner; k += SIDE) {
-                const Pairs* second = b + k / 2 * wide + at / PAIRS;
-                _tile_loadd(4, a + row * inner + k, a_step);
-                _tile_loadd(6, second, b_step);
-                _tile_dpbf16ps(0, 4, 6);
-                _tile_loadd(7, second + 1, b_step);
-                _tile_dpbf16ps(1, 4, 7);
-                _tile_loadd(5, a + (row + PAIRS) * inner + k, a_step);
-                _tile_dpbf16ps(2, 5, 6);
-                _tile_dpbf16ps(3, 5, 7);
-            }
-            _tile_stored(0, here, step);
-            _tile_stored(1, here + PAIRS, step);
-            _tile_stored(2, below, step);
-            _tile_stored(3, below + PAIRS, step);
-        }
-}
+    }
+};
+#endif
 
 }  // namespace
-#endif

@@ -1,4 +1,4 @@
-// Passes over the rows of a matrix: residual, dropout and norm; GELU; softmax; sums of columns.
+// Passes over the rows of a matrix: residual, dropout and norm; GELU; sums of columns.
 
 #include "numbers.h"
 
@@ -227,79 +227,6 @@ void column_sums(const T* x, float* sums, int64_t rows, int64_t width) {
     gather(parts, count, width, sums);
 }
 
-// Softmax of each row of scores [B, H, L, width], in place, and the same after dropout.  visible: which columns count, at
-// b * batch_step + l * step; or null.
-template <class T>
-void softmax(T* __restrict scores, T* __restrict dropped, const uint8_t* __restrict visible, int64_t rows, int64_t width,
-             int64_t heads, int64_t length, int64_t batch_step, int64_t step, int64_t level, int64_t seed) {
-    const Dropout drop(level, seed);
-#pragma omp parallel
-    {
-        std::vector<float> row_values(width);
-        float* e = row_values.data();
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; ++row) {
-            const int64_t at = row * width;
-            const uint8_t* seen = visible ? visible + row / (heads * length) * batch_step + row % length * step : nullptr;
-            across(width, [=](int64_t i, auto count) { put(e + i, lanes(scores + at + i, count), count); });
-            softmax_of(e, seen, width);
-            put(scores + at, e, width);
-            with(drop, [=](auto drops, Dropout drop) {
-                if constexpr (drops)
-                    across(width,
-                           [=](int64_t i, auto count) { put(dropped + at + i, lanes(e + i, count) * drop(at + i), count); });
-            });
-        }
-    }
-}
-
-// In place of the gradient of the dropped weights that of the scores; and the dropped weights once more.
-template <class T>
-void softmax_backward(T* grad, const T* weights, T* dropped, int64_t rows, int64_t width, int64_t level, int64_t seed) {
-    const Dropout drop(level, seed);
-#pragma omp parallel
-    {
-        std::vector<float> row_values(width);
-        float* d = row_values.data();
-#pragma omp for schedule(static)
-        for (int64_t row = 0; row < rows; ++row) {
-            const int64_t start = row * width;
-            Lanes sums{};
-            with(drop, [&](auto drops, Dropout drop) {
-                across(width, [&](int64_t at, auto count) {
-                    const Lanes weight = lanes(weights + start + at, count);
-                    Lanes slope = lanes(grad + start + at, count);
-                    if constexpr (drops) {
-                        const Lanes factor = drop(start + at);
-                        slope *= factor;
-                        put(dropped + start + at, weight * factor, count);
-                    }
-                    put(d + at, slope, count);
-                    sums += slope * weight;
-                });
-            });
-            const float sum = total(sums);
-            across(width, [=](int64_t at, auto count) {
-                put(grad + start + at, (lanes(d + at, count) - sum) * lanes(weights + start + at, count), count);
-            });
-        }
-    }
-}
-
-// Copy [B, L, H, E] with numbers of a head side by side, from where a row, a token and a head lie so far apart to where they do.
-template <class T>
-void rearrange(const T* __restrict from, T* __restrict to, int64_t rows, int64_t length, int64_t heads, int64_t size,
-               int64_t row_step, int64_t step, int64_t head_step, int64_t to_row_step, int64_t to_step, int64_t to_head_step) {
-#pragma omp parallel for schedule(static)
-    for (int64_t place = 0; place < rows * length; ++place) {
-        const int64_t row = place / length, token = place % length;
-        const T* here = from + row * row_step + token * step;
-        T* there = to + row * to_row_step + token * to_step;
-        for (int64_t head = 0; head < heads; ++head)
-            std::memcpy(there + head * to_head_step, here + head * head_step, size * sizeof(T));
-    }
-}
-
 // Whether each bias is small beside its weight.
 void small(const float* weight, const float* bias, int64_t* answer, int64_t width) {
     *answer = 1;
@@ -367,9 +294,6 @@ BOTH(gate_backward)
 BOTH(times)
 BOTH(times_backward)
 BOTH(column_sums)
-BOTH(softmax)
-BOTH(softmax_backward)
-BOTH(rearrange)
 BOTH(surprise)
 void* small_float32 = (void*)&small;
 }
