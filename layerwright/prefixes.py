@@ -5,13 +5,14 @@ depth-first order of the tree of their beginnings, so that a state is kept only 
 come.
 """
 
-from collections import Counter
+import math
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from heapq import heappop, heappush
 from typing import Generic, TypeVar
 
 State = TypeVar("State")
 Choice = TypeVar("Choice", bound=Hashable)
+HALF = 140  # sequences; to count all uses alike an evolution of 1,000 runs up to 11 % more layers, and 1 % fewer at best
 
 
 def visit(
@@ -57,20 +58,26 @@ class Beginnings(Generic[Choice, State]):
     """Run sequences that come one at a time, and keep the states after what most of them begin with.
 
     The states kept take at most `room` bytes, as `size` tells them.  One that was used less goes before one that was used more,
-    the older first of two: what parents begin with, their children use again.
+    the older first of two: what parents begin with, their children use again.  Parents change, so a use counts half as much as
+    one `HALF` sequences later.
     """
 
     def __init__(self, room: int, size: Callable[[State], int]) -> None:
         self.room, self.size = room, size
         self.taken = self.applied = 0
         self._kept: dict[tuple[Choice, ...], State] = {}
-        self._least: list[tuple[int, int, tuple[Choice, ...]]] = []  # a heap: uses as they were, age, and of which beginning
-        self._uses: Counter[tuple[Choice, ...]] = Counter()
+        self._least: list[tuple[float, int, tuple[Choice, ...]]] = []  # a heap: uses as they were, age, and of which beginning
+        # Logarithms to the base of two.  A use counts more the later it is, instead of all others less: so these only grow.
+        self._uses: dict[tuple[Choice, ...], float] = {}
+        self._now = 0.0
 
     def run(self, sequence: Sequence[Choice], start: State, apply: Callable[[State, Choice], State]) -> State:
         """Return the state that a sequence leads to from `start`, always the same; it goes on from the longest beginning kept."""
         beginnings = [tuple(sequence[:end]) for end in range(1, len(sequence))]
-        self._uses.update(beginnings)
+        self._now += 1 / HALF
+        for beginning in beginnings:
+            before = self._uses.get(beginning, -math.inf)
+            self._uses[beginning] = self._now + math.log2(1 + 2 ** (before - self._now))
         known = next((at for at in range(len(beginnings), 0, -1) if beginnings[at - 1] in self._kept), 0)
         state = self._kept[beginnings[known - 1]] if known else start
         for at in range(known, len(sequence)):
