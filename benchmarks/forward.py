@@ -32,6 +32,7 @@ from layerwright.inference import BATCH, Opened, by_length, open_model
 from layerwright.runtime import Session
 from layerwright.tasks.catalog import read
 
+REST = 0.1  # seconds before each turn: threads of the one before, ONNX Runtime's above all, wait for work by running in circles
 Side = Callable[[], Tensor]
 TOLERANCE = {"float32": 1e-4, "bf16": 5e-2}
 
@@ -91,6 +92,7 @@ def measure(sides: dict[str, Side], rounds: int, precision: str) -> dict[str, di
     names = list(sides)
     for turn in range(rounds):
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            time.sleep(REST)
             began = time.perf_counter()
             sides[name]()
             seconds[name].append(time.perf_counter() - began)
