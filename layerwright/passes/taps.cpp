@@ -192,23 +192,30 @@ void convolve_logits(const T* grad, const T* x, const float* weights, const uint
                      int64_t length, int64_t heads, int64_t size, int64_t kernel, int64_t grad_step, int64_t step) {
     const int64_t room = (size + LANES - 1) / LANES * LANES;
     pieces(rows, length, heads, size, size, [=](Piece piece) {
-        Room<float> wide((ROWS + kernel) * room), grads(ROWS * room), some_slopes(kernel + LANES);
-        float* slope = some_slopes;
+        Room<float> wide((ROWS + kernel) * room), grads(ROWS * room), slopes(ROWS * kernel + LANES);
         widen(x, step, piece, length, kernel, wide, room);
         widen(grad, grad_step, piece, length, 1, grads, room);
-        for (int64_t token = piece.from; token < piece.to; ++token) {
-            const int64_t from = first(token, kernel), to = last(token, length, kernel), giver = piece.first_token + token;
-            const int64_t place = (giver * heads + piece.group) * kernel;
-            const float *here = wide + (token - piece.from) * room, *own = grads + (token - piece.from) * room;
-            for (int64_t some = 0; some < kernel; some += LANES) {
-                Lanes sums[LANES] = {};
-                for (int64_t k = std::max(from, some); k < std::min(to, some + LANES); ++k) {
+        const auto sum_up = [&](auto vectors) {
+            // Sixteen sums at a time have their lanes added up, whichever token and tap they are of.
+            Lanes sums[LANES] = {};
+            int64_t found = 0;
+            for (int64_t token = 0; token < piece.to - piece.from; ++token)
+                for (int64_t k = 0; k < kernel; ++k) {
+                    const float *here = wide + (token + k) * room, *own = grads + token * room;
                     Lanes sum{};
-                    for (int64_t at = 0; at < room; at += LANES) sum += lanes(here + k * room + at) * lanes(own + at);
-                    sums[k - some] = sum;
+                    for (int64_t i = 0; i < vectors; ++i) sum += lanes(here + i * LANES) * lanes(own + i * LANES);
+                    sums[found % LANES] = sum;
+                    if (++found % LANES == 0) put(slopes + found - LANES, totals(sums));
                 }
-                put(slope + some, totals(sums));
-            }
+            put(slopes + found / LANES * LANES, totals(sums));
+        };
+        if (room == CHANNELS)
+            sum_up(std::integral_constant<int64_t, RUN>{});
+        else
+            sum_up(room / LANES);
+        for (int64_t token = piece.from; token < piece.to; ++token) {
+            const int64_t giver = piece.first_token + token, place = (giver * heads + piece.group) * kernel;
+            float* slope = slopes + (token - piece.from) * kernel;
             for (int64_t k = 0; near && k < kernel; ++k) slope[k] = near[giver * kernel + k] ? slope[k] : 0.0f;
             Lanes shared{};
             across(kernel, [&](int64_t k, auto some) { shared += lanes(slope + k, some) * lanes(weights + place + k, some); });
