@@ -58,15 +58,14 @@ def shares(x: Tensor, logits: Tensor) -> Tensor:
 def slide(x: Tensor, logits: Tensor, near: Tensor | None, to: Tensor) -> Tensor:
     """Convolve by softmax weights, write what comes out [B, L, H*E] into a tensor, and return the weights [B, L, H, K]."""
     weights = shares(x, logits)
-    call("convolve", x, x, weights, near, to, *_sizes(x, weights), x.stride(1), to.stride(1), 0)
+    call("convolve", x, x, weights, near, to, *_sizes(x, weights), x.stride(1), to.stride(1))
     return weights
 
 
 def slid(grad: Tensor, x: Tensor, weights: Tensor, near: Tensor | None, to: Tensor) -> Tensor:
     """Write the slope of x into a tensor, given that of what came out, and return the slope of the logits."""
-    dlogits, sizes = torch.empty(weights.shape, dtype=x.dtype), _sizes(x, weights)
-    call("convolve", x, grad, weights, near, to, *sizes, grad.stride(1), to.stride(1), 1)
-    call("convolve_logits", x, grad, x, weights, near, dlogits, *sizes, grad.stride(1), x.stride(1))
+    dlogits, steps = torch.empty(weights.shape, dtype=x.dtype), (grad.stride(1), x.stride(1), to.stride(1))
+    call("convolve_backward", x, grad, x, weights, near, to, dlogits, *_sizes(x, weights), *steps)
     return dlogits
 
 

@@ -161,68 +161,78 @@ void softmax_of_taps(const T* logits, float* weights, int64_t rows, int64_t kern
 }
 
 // Dynamic convolution: y[b, l, h] = sum over k of weights[b, l, h, k] x[b, l + k - K / 2, h], where `near` says that a neighbour
-// counts (or is null); with `flip` each token gives instead of takes: the gradient of x.  A token of x lies `step` numbers
-// from the one before it, and one of y `to_step`.
+// counts (or is null).  A token of x lies `step` numbers from the one before it, and one of y `to_step`.
 template <class T>
 void convolve(const T* x, const float* weights, const uint8_t* near, T* y, int64_t rows, int64_t length, int64_t heads,
-              int64_t size, int64_t kernel, int64_t step, int64_t to_step, int64_t flip) {
+              int64_t size, int64_t kernel, int64_t step, int64_t to_step) {
     pieces(rows, length, heads, size, CHANNELS, [=](Piece piece) {
         Room<float> wide((ROWS + kernel) * CHANNELS);
         widen(x, step, piece, length, kernel, wide);
         for (int64_t token = piece.from; token < piece.to; ++token) {
-            const int64_t from = first(token, kernel), to = last(token, length, kernel);
-            const float* here = wide + (token - piece.from) * CHANNELS;
+            const int64_t giver = piece.first_token + token;
+            const float *here = wide + (token - piece.from) * CHANNELS, *own = weights + (giver * heads + piece.group) * kernel;
             Lanes sums[RUN] = {};
-            for (int64_t k = from; k < to; ++k) {
-                const int64_t giver = piece.first_token + (flip ? token + k - kernel / 2 : token),
-                              tap = flip ? kernel - 1 - k : k;
-                if (near && !near[giver * kernel + tap]) continue;
-                const float weight = weights[(giver * heads + piece.group) * kernel + tap];
-                for (int64_t i = 0; i < RUN; ++i) sums[i] += lanes(here + k * CHANNELS + i * LANES) * weight;
-            }
-            T* there = y + (piece.first_token + token) * to_step + piece.at;
+            for (int64_t k = 0; k < kernel; ++k)
+                if (!near || near[giver * kernel + k])
+                    for (int64_t i = 0; i < RUN; ++i) sums[i] += lanes(here + k * CHANNELS + i * LANES) * own[k];
+            T* there = y + giver * to_step + piece.at;
             across(piece.size, [&](int64_t at, auto count) { put(there + at, sums[at / LANES], count); });
         }
     });
 }
 
-// The gradient of the logits behind the weights.
+// The gradients of x, and of the logits behind the weights.
 template <class T>
-void convolve_logits(const T* grad, const T* x, const float* weights, const uint8_t* near, T* dlogits, int64_t rows,
-                     int64_t length, int64_t heads, int64_t size, int64_t kernel, int64_t grad_step, int64_t step) {
-    const int64_t room = (size + LANES - 1) / LANES * LANES;
+void convolve_backward(const T* grad, const T* x, const float* weights, const uint8_t* near, T* dx, T* dlogits, int64_t rows,
+                       int64_t length, int64_t heads, int64_t size, int64_t kernel, int64_t grad_step, int64_t step,
+                       int64_t to_step) {
+    const int64_t room = (size + CHANNELS - 1) / CHANNELS * CHANNELS;
     pieces(rows, length, heads, size, size, [=](Piece piece) {
-        Room<float> wide((ROWS + kernel) * room), grads(ROWS * room), slopes(ROWS * kernel + LANES);
+        Room<float> wide((ROWS + kernel) * room), grads((ROWS + kernel) * room), slopes(ROWS * kernel + LANES);
         widen(x, step, piece, length, kernel, wide, room);
-        widen(grad, grad_step, piece, length, 1, grads, room);
-        const auto sum_up = [&](auto vectors) {
-            // Sixteen sums at a time have their lanes added up, whichever token and tap they are of.
-            Lanes sums[LANES] = {};
-            int64_t found = 0;
-            for (int64_t token = 0; token < piece.to - piece.from; ++token)
-                for (int64_t k = 0; k < kernel; ++k) {
-                    const float *here = wide + (token + k) * room, *own = grads + token * room;
-                    Lanes sum{};
-                    for (int64_t i = 0; i < vectors; ++i) sum += lanes(here + i * LANES) * lanes(own + i * LANES);
-                    sums[found % LANES] = sum;
-                    if (++found % LANES == 0) put(slopes + found - LANES, totals(sums));
-                }
-            put(slopes + found / LANES * LANES, totals(sums));
-        };
-        if (room == CHANNELS)
-            sum_up(std::integral_constant<int64_t, RUN>{});
-        else
-            sum_up(room / LANES);
+        widen(grad, grad_step, piece, length, kernel, grads, room);
+        const auto place = [=](int64_t token) { return ((piece.first_token + token) * heads + piece.group) * kernel; };
+        // Sixteen sums at a time have their lanes added up, whichever token and tap they are of.
+        Lanes sums[LANES] = {};
+        int64_t found = 0;
+        for (int64_t token = 0; token < piece.to - piece.from; ++token)
+            for (int64_t k = 0; k < kernel; ++k) {
+                const float *here = wide + (token + k) * room, *own = grads + (token + kernel / 2) * room;
+                Lanes sum{};
+                for (int64_t at = 0; at < room; at += CHANNELS)
+                    for (int64_t i = 0; i < RUN; ++i) sum += lanes(here + at + i * LANES) * lanes(own + at + i * LANES);
+                sums[found % LANES] = sum;
+                if (++found % LANES == 0) put(slopes + found - LANES, totals(sums));
+            }
+        put(slopes + found / LANES * LANES, totals(sums));
         for (int64_t token = piece.from; token < piece.to; ++token) {
-            const int64_t giver = piece.first_token + token, place = (giver * heads + piece.group) * kernel;
+            const uint8_t* counts = near ? near + (piece.first_token + token) * kernel : nullptr;
+            const float* share = weights + place(token);
             float* slope = slopes + (token - piece.from) * kernel;
-            for (int64_t k = 0; near && k < kernel; ++k) slope[k] = near[giver * kernel + k] ? slope[k] : 0.0f;
+            for (int64_t k = 0; counts && k < kernel; ++k) slope[k] = counts[k] ? slope[k] : 0.0f;
             Lanes shared{};
-            across(kernel, [&](int64_t k, auto some) { shared += lanes(slope + k, some) * lanes(weights + place + k, some); });
+            across(kernel, [&](int64_t k, auto some) { shared += lanes(slope + k, some) * lanes(share + k, some); });
             const float mean = total(shared);
-            across(kernel, [=](int64_t k, auto some) {
-                put(dlogits + place + k, (lanes(slope + k, some) - mean) * lanes(weights + place + k, some), some);
-            });
+            T* to = dlogits + place(token);
+            across(kernel,
+                   [=](int64_t k, auto some) { put(to + k, (lanes(slope + k, some) - mean) * lanes(share + k, some), some); });
+        }
+        // Each token gives back to those it took from.
+        for (int64_t token = piece.from; token < piece.to; ++token) {
+            const int64_t from = first(token, kernel), to = last(token, length, kernel);
+            T* there = dx + (piece.first_token + token) * to_step + piece.at;
+            for (int64_t start = 0; start < size; start += CHANNELS) {
+                const float* here = grads + (token - piece.from) * room + start;
+                Lanes sums[RUN] = {};
+                for (int64_t k = from; k < to; ++k) {
+                    const int64_t taker = token + k - kernel / 2, tap = kernel - 1 - k;
+                    if (near && !near[(piece.first_token + taker) * kernel + tap]) continue;
+                    const float weight = weights[place(taker) + tap];
+                    for (int64_t i = 0; i < RUN; ++i) sums[i] += lanes(here + k * room + i * LANES) * weight;
+                }
+                across(std::min(CHANNELS, size - start),
+                       [&](int64_t at, auto count) { put(there + start + at, sums[at / LANES], count); });
+            }
         }
     });
 }
@@ -234,5 +244,5 @@ BOTH(depthwise)
 BOTH(depthwise_taps)
 BOTH(softmax_of_taps)
 BOTH(convolve)
-BOTH(convolve_logits)
+BOTH(convolve_backward)
 }
