@@ -16,8 +16,6 @@ from torch.autograd.function import Function, once_differentiable
 from . import kernels
 from .native import call, offers, serves
 
-CHUNK = 1 << 21  # inner states that a backward pass works on together, while they are in the cache
-
 
 def ready(x: Tensor, *maps: nn.Module) -> bool:
     """Return whether the functions of this file serve a tensor and linear maps that nobody has put anything around."""
@@ -41,9 +39,10 @@ def project(x: Tensor, *maps: nn.Module) -> tuple[Tensor, ...]:
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return x weight^T + bias for a matrix of rows [N, D] on a CPU.
 
-    In float32 by oneDNN, whose products take half the time of MKL's on AMD's processors (2 cores, Zen 5) and no longer elsewhere.
+    By oneDNN: in float32 its products take half the time of MKL's on AMD's processors (2 cores, Zen 5) and no longer elsewhere,
+    and it adds a bias on the way, where `addmm` first writes it into every row (in bf16, 1 to 2 % of a step on AMX).
     """
-    if x.dtype == torch.float32 and torch.backends.mkldnn.is_available():
+    if (bias is not None or x.dtype == torch.float32) and torch.backends.mkldnn.is_available():
         found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return found
     return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
@@ -207,17 +206,12 @@ class _FeedForward(Function):
     @once_differentiable
     def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
         rows, narrow, up_bias, wide, inner = saved
-        grad, dx = grad.reshape(len(rows), -1), torch.empty_like(rows)
-        found: list[Tensor] = []
-        some = max(1, CHUNK // inner.shape[1])
-        for here in (slice(at, at + some) for at in range(0, len(rows), some)):
-            slope = linear(grad[here], wide.t())
-            active, dup_bias = torch.empty_like(slope), torch.empty_like(up_bias)
-            call("gelu_backward", grad, inner[here], up_bias, slope, active, dup_bias, *slope.shape)
-            dx[here] = linear(slope, narrow.t())
-            more = [linear(slope.t(), rows[here].t()), dup_bias, linear(grad[here].t(), active.t())]
-            found = [total.float().add_(part) for total, part in zip(found, more, strict=True)] if found else more
-        return dx.view(ctx.shape), *found, sums(grad)
+        grad = grad.reshape(len(rows), -1)
+        slope = linear(grad, wide.t())
+        active, dup_bias = torch.empty_like(slope), torch.empty_like(up_bias)
+        call("gelu_backward", grad, inner, up_bias, slope, active, dup_bias, *slope.shape)
+        dx, dup, dout = linear(slope, narrow.t()), linear(slope.t(), rows.t()), linear(grad.t(), active.t())
+        return dx.view(ctx.shape), dup, dup_bias, dout, sums(grad)
 
 
 @lean

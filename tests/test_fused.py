@@ -115,8 +115,7 @@ def test_maps_of_one_input_are_one_product(dtype, tolerance, counted):
 @needs_compiler
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("rows", [1, 5])
-def test_a_feed_forward_layer(monkeypatch, dtype, tolerance, rows):
-    monkeypatch.setattr(fused, "CHUNK", 20 * 24)  # 20 tokens
+def test_a_feed_forward_layer(dtype, tolerance, rows):
     up, out = nn.Linear(8, 24), nn.Linear(24, 8)
     weights = (*up.parameters(), *out.parameters())
     x = leaf(rows, 10, 8, dtype=dtype)
