@@ -251,10 +251,7 @@ def looking(query: Tensor, length: int, visible: Tensor | None, p: float) -> int
 
 
 def look(query: Tensor, key: Tensor, value: Tensor, to: Tensor, *, heads: int, visible: Tensor | None, drops: Drops) -> Tensor:
-    """Attend, write what comes out [B, L, H*E] into a tensor, and return what `looked` needs of it.
-
-    That is the logarithm of the sum behind each softmax, [B*H, L].
-    """
+    """Attend, write what comes out [B, L, H*E] into a tensor, and return the logarithm of each softmax's sum, [B*H, L]."""
     seen, *steps = _seen(visible)
     parts = [even(x) for x in (query, key, value)]
     nats = torch.empty(len(query) * heads, query.shape[1])
@@ -266,18 +263,21 @@ def look(query: Tensor, key: Tensor, value: Tensor, to: Tensor, *, heads: int, v
 def looked(
     grad: Tensor,
     inputs: Sequence[Tensor],
-    nats: Tensor,
+    found: tuple[Tensor, Tensor],
     to: Sequence[Tensor],
     *,
     heads: int,
     visible: Tensor | None,
     drops: Drops,
 ) -> None:
-    """Write the slopes of query, key and value into tensors that lie alike, given that of what came out."""
-    parts = [even(x) for x in (grad, *inputs)]
+    """Write the slopes of query, key and value into tensors that lie alike, given that of what came out.
+
+    found: what came out, and what `look` returned.
+    """
+    parts = [even(x) for x in (grad, *inputs, found[0])]
     apart = [x.stride(1) for x in (*parts, to[0])]
     seen, *steps = _seen(visible)
-    call("attend_backward", grad, *parts, nats, *to, seen, *_sizes(grad, heads), *apart, *steps, *drops)
+    call("attend_backward", grad, *parts, found[1], *to, seen, *_sizes(grad, heads), *apart, *steps, *drops)
 
 
 def even(x: Tensor) -> Tensor:
@@ -304,17 +304,17 @@ class _Attend(Function):
         ctx.heads, ctx.drops = heads, Drops.of(level)
         mixed = torch.empty(*query.shape[:2], value.shape[2], dtype=value.dtype)
         nats = look(query, key, value, mixed, heads=heads, visible=visible, drops=ctx.drops)
-        ctx.save_for_backward(query, key, value, nats, visible)
+        ctx.save_for_backward(query, key, value, mixed, nats, visible)
         return mixed
 
     @staticmethod
     @once_differentiable
     def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
-        *inputs, nats, visible = saved
+        *inputs, mixed, nats, visible = saved
         sizes = [x.shape[2] for x in inputs]
         # Side by side, as the maps that gave query, key and value want them.
         slopes = torch.empty(*grad.shape[:2], sum(sizes), dtype=grad.dtype).split(sizes, -1)
-        looked(grad, inputs, nats, slopes, heads=ctx.heads, visible=visible, drops=ctx.drops)
+        looked(grad, inputs, (mixed, nats), slopes, heads=ctx.heads, visible=visible, drops=ctx.drops)
         return *slopes, None, None, None
 
 

@@ -224,7 +224,7 @@ class _Mixed(Function):
         dboth = linear(grad, out.t()).view(both.shape)
         dattended, dconvolved = dboth.split(size, -1)
         inputs, places = (query, key, value), slopes.split(size, -1)[:3]
-        looked(dattended, inputs, nats, places, heads=ctx.heads, visible=visible, drops=ctx.drops)
+        looked(dattended, inputs, (both[..., :size], nats), places, heads=ctx.heads, visible=visible, drops=ctx.drops)
         dlogits = slid(dconvolved, own, kernel, near, slopes[..., 3 * size :]).view(count, -1)
         dproduct = linear(dlogits, narrow.t())
         flat, dspan_key = slopes.view(count, -1), torch.empty_like(span_key)

@@ -60,6 +60,33 @@ struct Sight {
     }
 };
 
+// Of a row of scores, which are lost, the softmax after dropout; returned is the logarithm of the softmax's sum.
+template <class Number>
+float weigh(float* scores, const uint8_t* seen, int64_t count, float scale, Dropout drop, int64_t place, Number* to) {
+    if (seen) hide(scores, seen, count);
+    Lanes high = Lanes{} - INFINITY, sums{};
+    across(count, [&](int64_t k, auto some) {
+        const Lanes x = only(lanes(scores + k, some), some, -INFINITY);
+        high = high < x ? x : high;
+    });
+    float most = largest(high);
+    if (most == -INFINITY) most = 0;  // nothing is seen
+    across(count, [&](int64_t k, auto some) {
+        const Lanes x = lanes(scores + k, some), e = x == -INFINITY ? Lanes{} : exponential((x - most) * scale);
+        put(scores + k, e, some);
+        sums += only(e, some);
+    });
+    const float sum = total(sums), share = sum > 0 ? 1.0f / sum : (sum == sum ? 0.0f : sum);
+    with(drop, [=](auto drops, Dropout drop) {
+        across(count, [=](int64_t k, auto some) {
+            Lanes x = lanes(scores + k, some) * share;
+            if constexpr (drops) x *= drop(place + k);
+            put(to + k, x, some);
+        });
+    });
+    return most * scale + std::log(sum);
+}
+
 template <class Products, class T>
 void attend(const T* query, const T* key, const T* value, T* to, float* nats, const uint8_t* visible, int64_t rows,
             int64_t length, int64_t heads, int64_t size, int64_t query_step, int64_t key_step, int64_t value_step,
@@ -91,16 +118,8 @@ void attend(const T* query, const T* key, const T* value, T* to, float* nats, co
                 for (int64_t i = 0; i < count; ++i) {
                     float* row = scores + i * near.wide;
                     Number* kept = weights + i * near.wide;
-                    const int64_t place = (head * length + at + i) * length + near.from;
-                    across(near.count, [=](int64_t k, auto some) { put(row + k, lanes(row + k, some) * all.scale, some); });
-                    nats[head * length + at + i] = softmax_of(row, sight.of(all, head, at + i, near.from), near.count);
-                    with(drop, [=](auto drops, Dropout drop) {
-                        across(near.count, [=](int64_t k, auto some) {
-                            Lanes x = lanes(row + k, some);
-                            if constexpr (drops) x *= drop(place + k);
-                            put(kept + k, x, some);
-                        });
-                    });
+                    const int64_t token = head * length + at + i, place = token * length + near.from;
+                    nats[token] = weigh(row, sight.of(all, head, at + i, near.from), near.count, all.scale, drop, place, kept);
                     std::fill(kept + near.count, kept + near.wide, Number{});
                 }
                 products.multiply(weights, values + near.from * all.wide / HELD, all.wide / LANES, mixed, SIDE, all.wide,
@@ -113,10 +132,10 @@ void attend(const T* query, const T* key, const T* value, T* to, float* nats, co
 
 // The slopes of query, key and value, each where a token lies `to_step` from the one before it.
 template <class Products, class T>
-void attend_backward(const T* grad, const T* query, const T* key, const T* value, const float* nats, T* dquery, T* dkey,
-                     T* dvalue, const uint8_t* visible, int64_t rows, int64_t length, int64_t heads, int64_t size,
-                     int64_t grad_step, int64_t query_step, int64_t key_step, int64_t value_step, int64_t to_step,
-                     int64_t row_step, int64_t step, int64_t level, int64_t seed) {
+void attend_backward(const T* grad, const T* query, const T* key, const T* value, const T* out, const float* nats, T* dquery,
+                     T* dkey, T* dvalue, const uint8_t* visible, int64_t rows, int64_t length, int64_t heads, int64_t size,
+                     int64_t grad_step, int64_t query_step, int64_t key_step, int64_t value_step, int64_t out_step,
+                     int64_t to_step, int64_t row_step, int64_t step, int64_t level, int64_t seed) {
     using Number = typename Products::Number;
     using Vector = typename Products::Vector;
     constexpr int64_t HELD = Products::HELD;
@@ -150,32 +169,31 @@ void attend_backward(const T* grad, const T* query, const T* key, const T* value
                 products.multiply(queries, keys + from, across_all, scores, deep, near.wide, all.wide, false);
                 products.multiply(grads, values + from, across_all, dweights, deep, near.wide, all.wide, false);
                 for (int64_t i = 0; i < count; ++i) {
-                    float *p = scores + i * near.wide, *d = dweights + i * near.wide;
+                    float *score = scores + i * near.wide, *dweight = dweights + i * near.wide;
                     Number *kept = weights + i * near.wide, *slope = slopes + i * near.wide;
                     const uint8_t* seen = sight.of(all, head, at + i, near.from);
-                    const int64_t place = (head * length + at + i) * length + near.from;
-                    const float whole = nats[head * length + at + i], scale = all.scale;
-                    if (seen) hide(p, seen, near.count);
+                    const int64_t token = head * length + at + i, place = token * length + near.from;
+                    const float whole = nats[token], scale = all.scale;
+                    // What the weights of a row and their slopes come to is what comes out and its slope do.
+                    const T* given = out + all.place(head, at + i, out_step);
+                    const Number* own = grads + i * all.wide;
                     Lanes sums{};
-                    with(drop, [&](auto drops, Dropout drop) {
-                        across(near.count, [&](int64_t k, auto some) {
-                            const Lanes x = lanes(p + k, some);
-                            const Lanes weight = only(x == -INFINITY ? Lanes{} : exponential(x * scale - whole), some);
-                            Lanes left = weight, more = lanes(d + k, some);
+                    across(size, [&](int64_t k, auto some) { sums += lanes(given + k, some) * lanes(own + k, some); });
+                    const float sum = total(sums);
+                    if (seen) hide(score, seen, near.count);
+                    with(drop, [=](auto drops, Dropout drop) {
+                        across(near.count, [=](int64_t k, auto some) {
+                            const Lanes x = lanes(score + k, some);
+                            const Lanes weight = x == -INFINITY ? Lanes{} : exponential(x * scale - whole);
+                            Lanes left = weight, more = lanes(dweight + k, some);
                             if constexpr (drops) {
                                 const Lanes factor = drop(place + k);
                                 left *= factor;
                                 more *= factor;
                             }
-                            put(p + k, weight, some);
-                            put(d + k, more, some);
                             put(kept + k, left, some);
-                            sums += weight * more;
+                            put(slope + k, weight * (more - sum) * scale, some);
                         });
-                    });
-                    const float sum = total(sums);
-                    across(near.count, [=](int64_t k, auto some) {
-                        put(slope + k, lanes(p + k, some) * (lanes(d + k, some) - sum) * scale, some);
                     });
                     std::fill(kept + near.count, kept + near.wide, Number{});
                     std::fill(slope + near.count, slope + near.wide, Number{});
