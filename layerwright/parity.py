@@ -10,7 +10,7 @@ from .errors import IntegrityError
 from .models import LayerwrightForMultipleChoice, LayerwrightPreTrainedModel
 
 TOLERANCE = 1e-4  # absolute, in float32, of every hidden state and logit
-LAST_BITS, MARGIN = 2.0**-22, 16  # see `_rounding`
+LAST_BITS, MARGIN = 2.0**-22, 32  # see `_rounding`
 LONGEST = 4_096  # beyond it a row of attention probabilities is no longer checked in memory that everyone has
 OUTPUTS = ("logits", "start_logits", "end_logits", "pooler_output")
 

@@ -324,7 +324,7 @@ for attempt in range(kills + 1):
         os._exit(0)
     if attempt < kills:
         # By the time it has computed, so that as much is done between kills on a busy machine as on an idle one.
-        moment = chance.uniform(0.05, 0.5) * os.sysconf("SC_CLK_TCK")
+        moment = chance.uniform(0.1, 0.8) * os.sysconf("SC_CLK_TCK")
         while sum(map(int, Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13])) < moment:
             time.sleep(0.005)
         os.kill(child, signal.SIGKILL)
