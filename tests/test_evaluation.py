@@ -323,8 +323,9 @@ for attempt in range(kills + 1):
         evaluate(model, out, EvaluationSettings.model_validate_json(settings))
         os._exit(0)
     if attempt < kills:
-        # By the time it has computed, so that as much is done between kills on a busy machine as on an idle one.
-        moment = chance.uniform(0.1, 0.8) * os.sysconf("SC_CLK_TCK")
+        # By the time it has computed, so that as much is done between kills on a busy machine as on an idle one; later ones
+        # are given longer, since a slow machine may finish nothing before the first.
+        moment = chance.uniform(0.05, 0.5) * 2 ** (attempt / 3) * os.sysconf("SC_CLK_TCK")
         while sum(map(int, Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13])) < moment:
             time.sleep(0.005)
         os.kill(child, signal.SIGKILL)
