@@ -60,31 +60,9 @@ struct Sight {
     }
 };
 
-// Of a row of scores, which are lost, the softmax after dropout; returned is the logarithm of the softmax's sum.
-template <class Number>
-float weigh(float* scores, const uint8_t* seen, int64_t count, float scale, Dropout drop, int64_t place, Number* to) {
-    if (seen) hide(scores, seen, count);
-    Lanes high = Lanes{} - INFINITY, sums{};
-    across(count, [&](int64_t k, auto some) {
-        const Lanes x = only(lanes(scores + k, some), some, -INFINITY);
-        high = high < x ? x : high;
-    });
-    float most = largest(high);
-    if (most == -INFINITY) most = 0;  // nothing is seen
-    across(count, [&](int64_t k, auto some) {
-        const Lanes x = lanes(scores + k, some), e = x == -INFINITY ? Lanes{} : exponential((x - most) * scale);
-        put(scores + k, e, some);
-        sums += only(e, some);
-    });
-    const float sum = total(sums), share = sum > 0 ? 1.0f / sum : (sum == sum ? 0.0f : sum);
-    with(drop, [=](auto drops, Dropout drop) {
-        across(count, [=](int64_t k, auto some) {
-            Lanes x = lanes(scores + k, some) * share;
-            if constexpr (drops) x *= drop(place + k);
-            put(to + k, x, some);
-        });
-    });
-    return most * scale + std::log(sum);
+// What is not seen gets no weight.
+inline void hide(float* scores, const uint8_t* seen, int64_t count) {
+    for (int64_t k = 0; seen && k < count; ++k) scores[k] = seen[k] ? scores[k] : -INFINITY;
 }
 
 template <class Products, class T>
@@ -119,7 +97,13 @@ void attend(const T* query, const T* key, const T* value, T* to, float* nats, co
                     float* row = scores + i * near.wide;
                     Number* kept = weights + i * near.wide;
                     const int64_t token = head * length + at + i, place = token * length + near.from;
-                    nats[token] = weigh(row, sight.of(all, head, at + i, near.from), near.count, all.scale, drop, place, kept);
+                    hide(row, sight.of(all, head, at + i, near.from), near.count);
+                    with(drop, [=](auto drops, Dropout drop) {
+                        nats[token] = softmax_of(row, near.count, all.scale, [=](int64_t k, Lanes x, auto some) {
+                            if constexpr (drops) x *= drop(place + k);
+                            put(kept + k, x, some);
+                        });
+                    });
                     std::fill(kept + near.count, kept + near.wide, Number{});
                 }
                 products.multiply(weights, values + near.from * all.wide / HELD, all.wide / LANES, mixed, SIDE, all.wide,
@@ -171,7 +155,6 @@ void attend_backward(const T* grad, const T* query, const T* key, const T* value
                 for (int64_t i = 0; i < count; ++i) {
                     float *score = scores + i * near.wide, *dweight = dweights + i * near.wide;
                     Number *kept = weights + i * near.wide, *slope = slopes + i * near.wide;
-                    const uint8_t* seen = sight.of(all, head, at + i, near.from);
                     const int64_t token = head * length + at + i, place = token * length + near.from;
                     const float whole = nats[token], scale = all.scale;
                     // What the weights of a row and their slopes come to is what comes out and its slope do.
@@ -180,7 +163,7 @@ void attend_backward(const T* grad, const T* query, const T* key, const T* value
                     Lanes sums{};
                     across(size, [&](int64_t k, auto some) { sums += lanes(given + k, some) * lanes(own + k, some); });
                     const float sum = total(sums);
-                    if (seen) hide(score, seen, near.count);
+                    hide(score, sight.of(all, head, at + i, near.from), near.count);
                     with(drop, [=](auto drops, Dropout drop) {
                         across(near.count, [=](int64_t k, auto some) {
                             const Lanes x = lanes(score + k, some);

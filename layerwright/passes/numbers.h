@@ -168,29 +168,25 @@ inline Lanes exponential(Lanes x) {
     return p * (Lanes)(((Words)sum - std::bit_cast<uint32_t>(beside) + 127) << 23);
 }
 
-// What is not seen gets no weight in a softmax.
-inline void hide(float* e, const uint8_t* seen, int64_t width) {
-    for (int64_t i = 0; i < width; ++i) e[i] = seen[i] ? e[i] : -INFINITY;
-}
-
-// The softmax of a row, in place; returned is the logarithm of its sum.  seen: which count, or null; where none does, zeros.
-inline float softmax_of(float* e, const uint8_t* seen, int64_t width) {
-    if (seen) hide(e, seen, width);
+// The softmax of a row of scores, which are lost, times a scale: `give` gets the weights, from where on and how many.  Returned
+// is the logarithm of their sum.  What is -infinity weighs nothing, and where all is, there are zeros.
+template <class Give>
+float softmax_of(float* e, int64_t width, float scale, Give give) {
     Lanes high = Lanes{} - INFINITY, sums{};
     across(width, [&](int64_t at, auto count) {
         const Lanes x = only(lanes(e + at, count), count, -INFINITY);
         high = high < x ? x : high;
     });
     float most = largest(high);
-    if (most == -INFINITY) most = 0;  // nothing is seen
+    if (most == -INFINITY) most = 0;
     across(width, [&](int64_t at, auto count) {
-        const Lanes x = lanes(e + at, count), found = only(x == -INFINITY ? Lanes{} : exponential(x - most), count);
+        const Lanes x = lanes(e + at, count), found = x == -INFINITY ? Lanes{} : exponential((x - most) * scale);
         put(e + at, found, count);
-        sums += found;
+        sums += only(found, count);
     });
     const float sum = total(sums), share = sum > 0 ? 1.0f / sum : (sum == sum ? 0.0f : sum);
-    across(width, [=](int64_t at, auto count) { put(e + at, lanes(e + at, count) * share, count); });
-    return most + std::log(sum);
+    across(width, [=](int64_t at, auto count) { give(at, lanes(e + at, count) * share, count); });
+    return most * scale + std::log(sum);
 }
 
 constexpr int64_t ROWS = 64;  // rows whose sums are added up before those of others

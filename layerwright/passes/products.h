@@ -1,7 +1,7 @@
 // Products of matrices that fit the cache, by vectors or by tiles.  Sums are in float32.
 //
-// Either way a second factor is held as vectors of sixteen columns: of one row, or by tiles of two, the numbers of one beside
-// those of the other.  All sides are multiples of SIDE; what is smaller is filled up with zeros.
+// Either way a second factor is held as vectors of sixteen columns: of one row, or of two where pairs are multiplied, the numbers
+// of one beside those of the other.  All sides are multiples of SIDE; what is smaller is filled up with zeros.
 
 #pragma once
 

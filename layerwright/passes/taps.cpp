@@ -155,7 +155,7 @@ void softmax_of_taps(const T* logits, float* weights, int64_t rows, int64_t kern
             put(to, shares / total(shares), kernel);
         } else {
             across(kernel, [=](int64_t at, auto count) { put(to + at, lanes(from + at, count), count); });
-            softmax_of(to, nullptr, kernel);
+            softmax_of(to, kernel, 1.0f, [=](int64_t at, Lanes x, auto count) { put(to + at, x, count); });
         }
     }
 }
