@@ -313,8 +313,8 @@ import torch
 torch.set_num_threads(1)
 from layerwright.evaluation import EvaluationSettings, evaluate
 model, out, settings, kills = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])
-chance, seen = random.Random(7), {}
-for attempt in range(kills + 1):
+
+def started(out):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         child = os.fork()
@@ -322,20 +322,30 @@ for attempt in range(kills + 1):
         sys.stdout = sys.stderr = open(os.devnull, "w")
         evaluate(model, out, EvaluationSettings.model_validate_json(settings))
         os._exit(0)
+    return child
+
+def spent(child):  # seconds that it has computed; none, once it has ended
+    state, *numbers = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+    return float("inf") if state == "Z" else sum(map(int, numbers[10:12])) / os.sysconf("SC_CLK_TCK")
+
+# Moments are in the time that this machine computes for all of it, so that kills fall alike on a slow and on a quick one.
+_, status, used = os.wait4(started(out.with_name("whole")), 0)
+whole, seen, killed = used.ru_utime + used.ru_stime, {}, 0
+moments = random.Random(7).sample(range(1, kills + 1), kills)  # some before the first seed is finished, some after
+for attempt in range(kills + 1):
+    child = started(out)
     if attempt < kills:
-        # By the time it has computed, so that as much is done between kills on a busy machine as on an idle one; later ones
-        # are given longer, since a slow machine may finish nothing before the first.
-        moment = chance.uniform(0.05, 0.5) * 2 ** (attempt / 3) * os.sysconf("SC_CLK_TCK")
-        while sum(map(int, Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[11:13])) < moment:
+        while spent(child) < moments[attempt] / kills * 0.3 * whole:
             time.sleep(0.005)
         os.kill(child, signal.SIGKILL)
     status = os.waitpid(child, 0)[1]
+    killed += status == signal.SIGKILL
     sealed = [path.parent for path in out.glob("*/seeds/*/manifest.json")]
     sealed += [seed for path in out.glob("*/results.json") for seed in path.parent.glob("seeds/*")]
     for seed in sealed:
         seen.setdefault(seed / "result.json", (seed / "result.json").read_bytes())
     early = len(seen) if attempt < kills else early
-print(status, sum(path.read_bytes() != content for path, content in seen.items()), early)
+print(status, sum(path.read_bytes() != content for path, content in seen.items()), early, killed)
 """
 
 
@@ -344,8 +354,9 @@ def test_a_suite_killed_ten_times_ends_with_the_same_tables(tmp_path, model, sou
     given = settings_for(source).model_dump_json()
     command = [sys.executable, "-c", KILLED, str(model), str(tmp_path / "run"), given, "10"]
     told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=280)
-    status, repeated, sealed = map(int, told.stdout.split()[-3:])
+    status, repeated, sealed, killed = map(int, told.stdout.split()[-4:])
     assert status == 0
+    assert killed == 10
     assert repeated == 0, "a finished seed was learned again"
     assert sealed >= 1
     for name in (*LEFT, *(f"submission/{path.name}" for path in (out / "submission").iterdir())):
