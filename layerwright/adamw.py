@@ -21,9 +21,10 @@ class AdamW(torch.optim.AdamW):
     bias_correction: false is Adam as BERT and ELECTRA have it.
     """
 
+    _factor = 1.0  # of the gradient in the next step; of the class, since a copy of an optimizer has only what PyTorch's has
+
     def __init__(self, params: Any, *, lr: float, betas: tuple[float, float], eps: float, bias_correction: bool = True) -> None:
         super().__init__(params, lr=lr, betas=betas, eps=eps, fused=True)
-        self._factor = 1.0
         # After 2^24 steps both corrections are 1, and a float32 counter grows no further.
         count = 0.0 if bias_correction else 2.0**24
         for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
@@ -52,7 +53,8 @@ class AdamW(torch.optim.AdamW):
         groups = [(group, used) for group in self.param_groups if (used := _used(group))]
         known = all(len(self.state[parameter]) == len(SLOTS) for _, used in groups for parameter in used)
         if closure is not None or not known or not all(_served(used) for _, used in groups):
-            torch._foreach_mul_([_grad(parameter) for _, used in groups for parameter in used], factor)
+            if factor != 1.0:
+                torch._foreach_mul_([_grad(parameter) for _, used in groups for parameter in used], factor)
             return super().step(closure)
         for group, used in groups:
             slots = [[self.state[parameter][slot] for parameter in used] for slot in SLOTS]

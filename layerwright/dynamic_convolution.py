@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.autograd.function import Function, once_differentiable
 
 from . import fused_convolution, kernels, native
+from .fused import straight
 
 DEVICES = ("CPU", "CUDA")  # under whose autocast the operator runs in that precision
 
@@ -26,8 +27,7 @@ def mix(x: Tensor, logits: Tensor, near: Tensor | None) -> Tensor:
         return (expression if torch.compiler.is_exporting() else convolve)(x, logits, near)
     if kernels.fast(x):
         return fused_convolution.convolve(x, logits, near)
-    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined,no-untyped-call]
-    if _compiles(x) and not tracing and not kernels._plain.get():
+    if _compiles(x) and not kernels.plainly():
         return torch.as_tensor(_Quick.apply(x, logits, near))  # type: ignore[no-untyped-call]
     return expression(x, logits, near)
 
@@ -105,9 +105,9 @@ def _shifted(x: Tensor, logits: Tensor) -> list[Tensor]:
 
 
 def _passes(grad: Tensor, x: Tensor, logits: Tensor, near: Tensor | None) -> tuple[Tensor, Tensor]:
-    grad, x, dx = grad.contiguous(), x.contiguous(), torch.empty(x.shape, dtype=x.dtype)
+    grad, x, dx = straight(grad), straight(x), x.new_empty(x.shape)
     weights = fused_convolution.shares(x, logits.to(x.dtype).contiguous())
-    return dx, fused_convolution.slid(grad, x, weights, None if near is None else near.contiguous(), dx)
+    return dx, fused_convolution.slid(grad, x, weights, fused_convolution.counting(near, x), dx)
 
 
 def _sums(grad: Tensor, x: Tensor, logits: Tensor, near: Tensor | None) -> tuple[Tensor, Tensor]:

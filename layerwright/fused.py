@@ -6,6 +6,7 @@ came to.  Where `native` does not serve, the forms of `kernels` run.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
@@ -14,12 +15,13 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
 from . import kernels
+from .kernels import run
 from .native import call, offers, serves
 
 
 def ready(x: Tensor, *maps: nn.Module) -> bool:
-    """Return whether the functions of this file serve a tensor and linear maps that nobody has put anything around."""
-    return kernels.fast(x) and serves(x) and all(_bare(linear) for linear in maps)
+    """Return whether the functions of this file serve a tensor, and linear maps and norms that nobody has put anything around."""
+    return kernels.fast(x) and serves(x) and all(map(kernels.bare, maps))
 
 
 def project(x: Tensor, *maps: nn.Module) -> tuple[Tensor, ...]:
@@ -42,10 +44,21 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     By oneDNN: in float32 its products take half the time of MKL's on AMD's processors (2 cores, Zen 5) and no longer elsewhere,
     and it adds a bias on the way, where `addmm` first writes it into every row (in bf16, 1 to 2 % of a step on AMX).
     """
-    if (bias is not None or x.dtype == torch.float32) and torch.backends.mkldnn.is_available():
+    if (bias is not None or x.dtype == torch.float32) and _multiplies(x.dtype):
         found: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
         return found
     return torch.mm(x, weight.t()) if bias is None else torch.addmm(bias, x, weight.t())
+
+
+@cache
+def _multiplies(dtype: torch.dtype) -> bool:
+    """Return whether oneDNN does here: in bf16 it serves processors only that have instructions for it."""
+    x = torch.zeros(1, 1, dtype=dtype, device="cpu")
+    try:
+        torch.ops.mkldnn._linear_pointwise(x, x, x[0], "none", [], "")
+    except (AttributeError, RuntimeError):
+        return False
+    return True
 
 
 def feed_forward(x: Tensor, up: nn.Module, out: nn.Module) -> Tensor:
@@ -59,7 +72,7 @@ def feed_forward(x: Tensor, up: nn.Module, out: nn.Module) -> Tensor:
 def add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
     """Return norm(x + dropout(y)), [B, L, D], in the precision of y."""
     x, level = x.to(y.dtype), kernels.dropping(p)
-    if level is None or x.shape != y.shape or not ready(y):
+    if level is None or x.shape != y.shape or not ready(y, norm):
         return kernels.add_norm(x, y, norm, p)
     return torch.as_tensor(run(_AddNorm, x, y, norm.weight, norm.bias, norm.eps, level))
 
@@ -79,22 +92,18 @@ def surprise(x: Tensor, matrix: Tensor, bias: Tensor, targets: Tensor, chance: T
     """Return the nats of targets [N] for logits x matrix^T + bias, and a token each: drawn by a uniform number, or the likeliest.
 
     x: [N, E]; matrix: [V, E]; bias: [V]; chance: [N] or None.
+
+    Raises:
+        IndexError: a target is not one of the V.
     """
     x, matrix = kernels.lower(x), kernels.lower(matrix)
     if not ready(x):
         return kernels.surprise(x, matrix, bias, targets, chance)
+    targets = targets.long().contiguous()
+    if len(targets) and (wrong := targets[(targets < 0) | (targets >= len(matrix))]).numel():
+        raise IndexError(f"target {wrong[0]} is not one of {len(matrix):,} tokens")
     nats, tokens = run(_Surprise, x, matrix, bias, targets, chance)
     return nats, tokens
-
-
-def _bare(linear: nn.Module) -> bool:
-    hooks = (linear._forward_hooks, linear._forward_pre_hooks, linear._backward_hooks, linear._backward_pre_hooks)
-    return type(linear) is nn.Linear and linear.bias is not None and not any(hooks)
-
-
-def run(function: type[Function], *inputs: object) -> Any:
-    """Call a function that has a gradient of its own."""
-    return function.apply(*inputs)
 
 
 class Drops(NamedTuple):
@@ -113,7 +122,7 @@ def stacked(weights: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
     """Return matrices one below the other, in another precision: cast and stacked in one pass."""
     if len(weights) == 1:
         return weights[0].detach().to(dtype)
-    stack = torch.empty(sum(map(len, weights)), *weights[0].shape[1:], dtype=dtype)
+    stack = weights[0].new_empty(sum(map(len, weights)), *weights[0].shape[1:], dtype=dtype)
     torch._foreach_copy_(list(stack.split([len(weight) for weight in weights])), [weight.detach() for weight in weights])
     return stack
 
@@ -133,14 +142,24 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 def _small(weight: Tensor, bias: Tensor) -> bool:
     """Return whether each bias is less than four times its weight."""
-    answer = torch.empty(1, dtype=torch.int64)
+    answer = weight.new_empty(1, dtype=torch.int64)
     call("small", weight, weight, bias, answer, len(weight))
     return answer.item() == 1
 
 
+def straight(x: Tensor) -> Tensor:
+    """Return a tensor in one piece, its strides as its shape says: where a dimension is one, a piece may have any."""
+    return x.contiguous().view(-1).view(x.shape)
+
+
+def as_rows(x: Tensor) -> Tensor:
+    """Return the rows of a tensor as a matrix in one piece: slopes may have any strides, and those of a sum are zeros."""
+    return x.flatten(0, -2).contiguous()
+
+
 def sums(x: Tensor) -> Tensor:
-    """Add up the rows of a matrix, in float32."""
-    sums = torch.empty(x.shape[1])
+    """Add up the rows of a matrix in one piece, in float32."""
+    sums = x.new_empty(x.shape[1], dtype=torch.float32)
     call("column_sums", x, x, sums, *x.shape)
     return sums
 
@@ -182,7 +201,7 @@ class _Project(Function):
     def backward(ctx, saved, *grads):  # type: ignore[no-untyped-def]
         rows, weight = saved
         wanted, count = ctx.needs_input_grad, len(ctx.sizes)
-        grad = _joined(grads).reshape(len(rows), -1)
+        grad = as_rows(_joined(grads))
         dx = linear(grad, weight.t()).view(ctx.shape) if wanted[0] else None
         none = (None,) * count
         dweights = linear(grad.t(), rows.t()).split(ctx.sizes) if any(wanted[2 : 2 + count]) else none
@@ -206,7 +225,7 @@ class _FeedForward(Function):
     @once_differentiable
     def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
         rows, narrow, up_bias, wide, inner = saved
-        grad = grad.reshape(len(rows), -1)
+        grad = as_rows(grad)
         slope = linear(grad, wide.t())
         active, dup_bias = torch.empty_like(slope), torch.empty_like(up_bias)
         call("gelu_backward", grad, inner, up_bias, slope, active, dup_bias, *slope.shape)
@@ -220,7 +239,7 @@ class _AddNorm(Function):
     def forward(ctx, x, y, weight, bias, eps, level):  # type: ignore[no-untyped-def]
         x, y, ctx.drops = x.contiguous(), y.contiguous(), Drops.of(level)
         weight, bias = weight.detach().float(), bias.detach().float()
-        out, (mean, scale) = torch.empty_like(y), torch.empty(2, y.numel() // y.shape[-1])
+        out, (mean, scale) = torch.empty_like(y), weight.new_empty(2, y.numel() // y.shape[-1])
         # The next layer keeps the result too. What went into it can be found again unless the norm all but hides it.
         again = _small(weight, bias)
         total = None if again else torch.empty_like(y)
@@ -254,7 +273,7 @@ def look(query: Tensor, key: Tensor, value: Tensor, to: Tensor, *, heads: int, v
     """Attend, write what comes out [B, L, H*E] into a tensor, and return the logarithm of each softmax's sum, [B*H, L]."""
     seen, *steps = _seen(visible)
     parts = [even(x) for x in (query, key, value)]
-    nats = torch.empty(len(query) * heads, query.shape[1])
+    nats = query.new_empty(len(query) * heads, query.shape[1], dtype=torch.float32)
     apart = [x.stride(1) for x in (*parts, to)]
     call("attend", query, *parts, to, nats, seen, *_sizes(query, heads), *apart, *steps, *drops)
     return nats
@@ -282,7 +301,7 @@ def looked(
 
 def even(x: Tensor) -> Tensor:
     """Return [B, L, D] with its channels side by side and its tokens evenly apart, as parts of a wider product have them."""
-    return x if x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1) else x.contiguous()
+    return x if x.stride(2) == 1 and x.stride(0) == x.shape[1] * x.stride(1) else straight(x)
 
 
 def _sizes(x: Tensor, heads: int) -> tuple[int, int, int, int]:
@@ -302,7 +321,7 @@ class _Attend(Function):
     @staticmethod
     def forward(ctx, query, key, value, heads, visible, level):  # type: ignore[no-untyped-def]
         ctx.heads, ctx.drops = heads, Drops.of(level)
-        mixed = torch.empty(*query.shape[:2], value.shape[2], dtype=value.dtype)
+        mixed = value.new_empty(*query.shape[:2], value.shape[2])
         nats = look(query, key, value, mixed, heads=heads, visible=visible, drops=ctx.drops)
         ctx.save_for_backward(query, key, value, mixed, nats, visible)
         return mixed
@@ -313,7 +332,7 @@ class _Attend(Function):
         *inputs, mixed, nats, visible = saved
         sizes = [x.shape[2] for x in inputs]
         # Side by side, as the maps that gave query, key and value want them.
-        slopes = torch.empty(*grad.shape[:2], sum(sizes), dtype=grad.dtype).split(sizes, -1)
+        slopes = grad.new_empty(*grad.shape[:2], sum(sizes)).split(sizes, -1)
         looked(grad, inputs, (mixed, nats), slopes, heads=ctx.heads, visible=visible, drops=ctx.drops)
         return *slopes, None, None, None
 
@@ -322,9 +341,9 @@ class _Attend(Function):
 class _Surprise(Function):
     @staticmethod
     def forward(ctx, x, matrix, bias, targets, chance):  # type: ignore[no-untyped-def]
-        nats, tokens, slopes = torch.empty(len(x)), torch.empty_like(targets), any(ctx.needs_input_grad)
+        nats, tokens, slopes = x.new_empty(len(x), dtype=torch.float32), torch.empty_like(targets), any(ctx.needs_input_grad)
         bias, chance = bias.detach().float(), None if chance is None else chance.float().contiguous()
-        # For slopes all of the logits are wanted at once, and become them in place.
+        # For slopes all of the logits are wanted at once, and become them in place; else so many as stay in the cache.
         logits = x.new_empty(len(x) if slopes else min(len(x), kernels.ROWS), len(matrix))
         for at in range(0, len(x), max(1, len(logits))):
             here = slice(at, at + len(logits))

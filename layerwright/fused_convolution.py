@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
 from . import kernels
-from .fused import Drops, even, lean, linear, look, looked, looking, ready, run, stacked, sums
+from .fused import Drops, as_rows, even, lean, linear, look, looked, looking, ready, stacked, straight, sums
+from .kernels import run
 from .native import call
 
 
@@ -34,8 +35,7 @@ def convolve(x: Tensor, logits: Tensor, near: Tensor | None) -> Tensor:
     """
     if not ready(x):
         return kernels.convolve(x, logits, near)
-    near = None if near is None else near.contiguous()
-    return torch.as_tensor(run(_Convolve, even(x), logits.to(x.dtype).contiguous(), near))
+    return torch.as_tensor(run(_Convolve, even(x), logits.to(x.dtype).contiguous(), counting(near, x)))
 
 
 def depthwise(x: Tensor, weight: Tensor, near: Tensor | None) -> Tensor:
@@ -45,12 +45,17 @@ def depthwise(x: Tensor, weight: Tensor, near: Tensor | None) -> Tensor:
     """
     if not ready(x):
         return kernels.depthwise(x, weight)
-    return torch.as_tensor(run(_Depthwise, x.contiguous(), weight, None if near is None else near.contiguous()))
+    return torch.as_tensor(run(_Depthwise, x.contiguous(), weight, counting(near, x)))
+
+
+def counting(near: Tensor | None, x: Tensor) -> Tensor | None:
+    """Return which neighbours count, bool [B or 1, L, K], of each row of x [B, L, D], in one piece."""
+    return None if near is None else near.expand(len(x), -1, -1).contiguous()
 
 
 def shares(x: Tensor, logits: Tensor) -> Tensor:
     """Return the softmax over taps of logits [B, L, H, K] of the precision of x, in float32."""
-    weights = torch.empty(logits.shape)
+    weights = logits.new_empty(logits.shape, dtype=torch.float32)
     call("softmax_of_taps", x, logits, weights, weights[..., 0].numel(), weights.shape[-1])
     return weights
 
@@ -64,7 +69,7 @@ def slide(x: Tensor, logits: Tensor, near: Tensor | None, to: Tensor) -> Tensor:
 
 def slid(grad: Tensor, x: Tensor, weights: Tensor, near: Tensor | None, to: Tensor) -> Tensor:
     """Write the slope of x into a tensor, given that of what came out, and return the slope of the logits."""
-    dlogits, steps = torch.empty(weights.shape, dtype=x.dtype), (grad.stride(1), x.stride(1), to.stride(1))
+    dlogits, steps = weights.new_empty(weights.shape, dtype=x.dtype), (grad.stride(1), x.stride(1), to.stride(1))
     call("convolve_backward", x, grad, x, weights, near, to, dlogits, *_sizes(x, weights), *steps)
     return dlogits
 
@@ -73,7 +78,7 @@ def slid(grad: Tensor, x: Tensor, weights: Tensor, near: Tensor | None, to: Tens
 class _Convolve(Function):
     @staticmethod
     def forward(ctx, x, logits, near):  # type: ignore[no-untyped-def]
-        y = torch.empty(x.shape, dtype=x.dtype)
+        y = x.new_empty(x.shape)
         ctx.save_for_backward(x, slide(x, logits, near, y), near)
         return y
 
@@ -81,8 +86,8 @@ class _Convolve(Function):
     @once_differentiable
     def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
         x, weights, near = saved
-        dx = torch.empty(x.shape, dtype=x.dtype)
-        return dx, slid(grad.contiguous(), x, weights, near, dx), None
+        dx = x.new_empty(x.shape)
+        return dx, slid(straight(grad), x, weights, near, dx), None
 
 
 def _sizes(x: Tensor, weights: Tensor) -> tuple[int, ...]:
@@ -128,8 +133,7 @@ def gated(x: Tensor, maps: Maps, *, heads: int, near: Tensor | None) -> Tensor |
     x = kernels.lower(x)
     if not ready(x, *maps.linear):
         return None
-    near = None if near is None else near.contiguous()
-    return torch.as_tensor(run(_Gated, x.contiguous(), heads, near, maps.depthwise.weight, *_parameters(maps)))
+    return torch.as_tensor(run(_Gated, straight(x), heads, counting(near, x), maps.depthwise.weight, *_parameters(maps)))
 
 
 def _parameters(maps: Maps) -> list[Tensor]:
@@ -157,7 +161,7 @@ class _Gated(Function):
     @once_differentiable
     def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
         x, whole, two, u, span, taps, pointwise, key, narrow, kernel, convolved, out, near = saved
-        width, grad, du = x.shape[-1], grad.reshape(-1, x.shape[-1]), torch.empty_like(x)
+        width, grad, du = x.shape[-1], as_rows(grad), torch.empty_like(x)
         dlogits = slid(linear(grad, out.t()).view(x.shape), u, kernel, near, du).view(len(grad), -1)
         dkey = linear(dlogits, narrow.t())
         more, ddepthwise = separated(linear(dkey, pointwise.t()).view(x.shape), u, taps, near)
@@ -170,7 +174,7 @@ class _Gated(Function):
 
 def _slopes(pairs: Sequence[tuple[Tensor, Tensor]], size: int) -> list[Tensor]:
     """Return the slopes of weight and bias of each map, given those of what came out and what went in; the first are several."""
-    weights = [linear(slope.t(), states.reshape(len(slope), -1).t()) for slope, states in pairs]
+    weights = [linear(slope.t(), states.flatten(0, -2).t()) for slope, states in pairs]
     biases = [sums(slope) for slope, _ in pairs]
     found = [*weights[0].split(size), *weights[1:]], [*biases[0].split(size), *biases[1:]]
     return [one for pair in zip(*found, strict=True) for one in pair]
@@ -185,8 +189,8 @@ def mixed(x: Tensor, maps: Maps, *, heads: int, visible: Tensor | None, near: Te
     level = looking(x, x.shape[1], visible, p)
     if level is None or not ready(x, *maps.linear):
         return None
-    near = None if near is None else near.contiguous()
-    return torch.as_tensor(run(_Mixed, x.contiguous(), heads, visible, near, level, maps.depthwise.weight, *_parameters(maps)))
+    given = x.contiguous(), heads, visible, counting(near, x), level
+    return torch.as_tensor(run(_Mixed, *given, maps.depthwise.weight, *_parameters(maps)))
 
 
 @lean
@@ -204,7 +208,7 @@ class _Mixed(Function):
         product = torch.empty_like(span_key)
         call("times", x, query, span_key, product, *span_key.shape, query.stride(1))
         logits = linear(product, narrow, biases[5].to(x.dtype)).view(rows, length, heads, -1)
-        both, ctx.drops = torch.empty(rows, length, 2 * size, dtype=x.dtype), Drops.of(level)
+        both, ctx.drops = x.new_empty(rows, length, 2 * size), Drops.of(level)
         attended, convolved = both.split(size, -1)
         nats = look(query, key, value, attended, heads=heads, visible=visible, drops=ctx.drops)
         kernel = slide(own, logits, near, convolved)
@@ -219,7 +223,7 @@ class _Mixed(Function):
     def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
         x, whole, four, span, taps, pointwise, span_key, product, narrow, nats, kernel, both, out, near, visible = saved
         size, count = span_key.shape[1], len(span_key)
-        grad, slopes = grad.reshape(count, -1), torch.empty_like(four)
+        grad, slopes = as_rows(grad), torch.empty_like(four)
         query, key, value, own = four.split(size, -1)
         dboth = linear(grad, out.t()).view(both.shape)
         dattended, dconvolved = dboth.split(size, -1)

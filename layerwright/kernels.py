@@ -1,7 +1,8 @@
 """Faster forms of what a training step does most, for eager execution on CPU; elsewhere the plain expressions run.
 
 Each function equals its plain form but for rounding and for which values dropout takes, and keeps less for the backward
-pass.  Compiled, exported, on other devices, and inside `plain()`, which also allows second derivatives, nothing here runs.
+pass.  Compiled, exported, under `torch.func`, on other devices, and inside `plain()`, which also allows second derivatives,
+nothing here runs.
 Measured on 2 cores (Zen 5, torch 2.13), in bf16, for 32 rows of 128 tokens, width 256, 4 heads; LOG.md tells what did not pay:
 
     noise        random bytes by hashing a counter: 0.24 ms for 2M values, where Bernoulli draws take 9 ms on one core
@@ -10,14 +11,14 @@ Measured on 2 cores (Zen 5, torch 2.13), in bf16, for 32 rows of 128 tokens, wid
     surprise     output layer, loss and draw for a few rows at a time, in 37 MB and not 220; the logits never exist as a whole
     convolve     products with banded matrices, linear in the length: 2.0 ms; shifted sums: 6.6 ms; `unfold`: 41 ms
     depthwise    channels stay last, so nothing is transposed: 2.9 ms; `conv1d`: 4.5 ms
-    settle       one loss is differentiated before the next is worked out: a tenth of the memory in use at the peak
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import lru_cache
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -26,7 +27,7 @@ from torch.autograd.function import Function, once_differentiable
 
 LEVELS = 256  # steps of a probability: dropout decides by a byte
 LONGEST = 1024  # tokens a row whose attention weights may be kept
-ROWS = 64  # rows of logits worked on at a time
+ROWS = 128  # rows of logits worked on at a time
 WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # integers of the size of a number
 
 _plain: ContextVar[bool] = ContextVar("plain", default=False)
@@ -42,31 +43,28 @@ def plain() -> Iterator[None]:
         _plain.reset(token)
 
 
+def plainly() -> bool:
+    """Return whether the plain expressions are wanted: compiled, traced, under `torch.func` and inside `plain`."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
+        return True
+    return _plain.get() or torch._C._are_functorch_transforms_active()
+
+
 def fast(x: Tensor) -> bool:
     """Return whether the forms of this file serve this tensor."""
-    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined,no-untyped-call]
-        return False
-    return x.device.type == "cpu" and x.element_size() in WHOLE and not _plain.get()
+    return not plainly() and x.device.type == "cpu" and x.element_size() in WHOLE
+
+
+def bare(module: nn.Module) -> bool:
+    """Return whether a linear map or norm with a bias is no more than that: nobody has put anything around it."""
+    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return type(module) in (nn.Linear, nn.LayerNorm) and module.bias is not None and not any(hooks)
 
 
 def lower(x: Tensor) -> Tensor:
     """Cast to the precision of autocast, once instead of at each linear map that reads x."""
     kind = x.device.type
     return x.to(torch.get_autocast_dtype(kind)) if kind != "meta" and torch.is_autocast_enabled(kind) else x
-
-
-def settle(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
-    """Differentiate a loss now and free what that took; the gradients reach the parameters when the result is differentiated.
-
-    For one of several losses that share nothing but parameters: the passes of the next need its memory.
-    """
-    if torch.compiler.is_compiling() or _plain.get() or not (torch.is_grad_enabled() and loss.requires_grad):
-        return loss
-    wanted = [parameter for parameter in parameters if parameter.requires_grad]
-    with torch.autocast(loss.device.type, enabled=False):
-        grads = torch.autograd.grad(loss, wanted, allow_unused=True)
-    used = [(parameter, grad) for parameter, grad in zip(wanted, grads, strict=True) if grad is not None]
-    return _run(_Settled, loss.detach(), [grad for _, grad in used], *(parameter for parameter, _ in used))
 
 
 def noise(shape: Size) -> Tensor:
@@ -88,7 +86,7 @@ def _counter(size: int) -> Tensor:
 
 def kept(chance: Tensor, level: int, dtype: torch.dtype) -> Tensor:
     """Return 1 where the bytes say keep and 0 elsewhere, as integers of the size of `dtype`."""
-    return torch.ge(chance, level, out=torch.empty(chance.shape, dtype=WHOLE[dtype.itemsize]))
+    return torch.ge(chance, level, out=chance.new_empty(chance.shape, dtype=WHOLE[dtype.itemsize]))
 
 
 def masked(x: Tensor, keep: Tensor) -> Tensor:
@@ -107,16 +105,16 @@ def drop(x: Tensor, p: float) -> Tensor:
     level = dropping(p)
     if level is None or not fast(x):
         return F.dropout(x, p)
-    return x if level == 0 else _run(_Drop, x.contiguous(), level)
+    return x if level == 0 else torch.as_tensor(run(_Drop, x.contiguous(), level))
 
 
 def add_norm(x: Tensor, y: Tensor, norm: nn.LayerNorm, p: float) -> Tensor:
     """Return norm(x + dropout(y)): [B, L, D]."""
     level = dropping(p)
-    if level is None or not fast(x) or x.shape != y.shape:
+    if level is None or not fast(x) or x.shape != y.shape or not bare(norm):
         return torch.as_tensor(norm(x + F.dropout(y, p)))
     wide = x.to(torch.promote_types(x.dtype, norm.weight.dtype))
-    return _run(_AddNorm, wide, y.contiguous(), norm.weight, norm.bias, norm.eps, level)
+    return torch.as_tensor(run(_AddNorm, wide, y.contiguous(), norm.weight, norm.bias, norm.eps, level))
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int, visible: Tensor | None, p: float) -> Tensor:
@@ -125,16 +123,13 @@ def attend(query: Tensor, key: Tensor, value: Tensor, *, heads: int, visible: Te
     visible: bool, broadcast to [B, H, L, L], true where a token (third) sees another (fourth).  p: dropout of the weights.
     """
     level = dropping(p)
-    if level is None or not fast(query) or scaled(query, level):
+    # PyTorch's own is as fast in float32 without dropout, and keeps no L x L weights where rows are long.
+    own = level == 0 and (query.element_size() > 2 or query.shape[1] > LONGEST)
+    if level is None or own or not fast(query):
         q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (query, key, value))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=visible, dropout_p=p).transpose(1, 2).flatten(-2)
     with torch.autocast("cpu", enabled=False):
-        return _run(_Attend, query, key, value, heads, visible, level)
-
-
-def scaled(query: Tensor, level: int) -> bool:
-    """Return whether PyTorch's own attention serves: as fast in float32, and without L x L weights where rows are long."""
-    return level == 0 and (query.element_size() > 2 or query.shape[1] > LONGEST)
+        return torch.as_tensor(run(_Attend, query, key, value, heads, visible, level))
 
 
 def surprise(x: Tensor, matrix: Tensor, bias: Tensor, targets: Tensor, chance: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -144,7 +139,7 @@ def surprise(x: Tensor, matrix: Tensor, bias: Tensor, targets: Tensor, chance: T
     """
     if fast(x):
         with torch.autocast("cpu", enabled=False):
-            nats, tokens = _run(_Surprise, x, matrix, bias, targets, chance)
+            nats, tokens = run(_Surprise, x, matrix, bias, targets, chance)
         return nats, tokens
     logits = F.linear(x, matrix, bias).float()
     tokens = logits.argmax(-1) if chance is None else pick(logits.detach().softmax(-1), chance)
@@ -171,7 +166,7 @@ def convolve(x: Tensor, logits: Tensor, near: Tensor | None) -> Tensor:
     near: bool [B, L, K], which neighbours count.
     """
     with torch.autocast("cpu", enabled=False):
-        return _run(_Convolve, x, logits, near)
+        return torch.as_tensor(run(_Convolve, x, logits, near))
 
 
 def depthwise(x: Tensor, weight: Tensor) -> Tensor:
@@ -184,22 +179,20 @@ def depthwise(x: Tensor, weight: Tensor) -> Tensor:
     return y[:, :, 0].transpose(1, 2).to(x.dtype)
 
 
-def _run(function: type[Function], *inputs: object) -> Tensor:
-    result: Tensor = function.apply(*inputs)
-    return result
+class _Unrecorded:
+    """What a function keeps where no gradients are wanted: nothing."""
+
+    needs_input_grad = ()
+
+    def save_for_backward(self, *tensors: Tensor | None) -> None:
+        pass
+
+    mark_non_differentiable = save_for_backward
 
 
-class _Settled(Function):
-    @staticmethod
-    def forward(ctx, loss, grads, *parameters):  # type: ignore[no-untyped-def]
-        ctx.grads = grads
-        return loss.clone()
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad):  # type: ignore[no-untyped-def]
-        grads, ctx.grads = ctx.grads, None  # kept here any longer, they would be copied to become those of the parameters
-        return None, None, *(grads if grad.device.type == "cpu" and grad == 1 else torch._foreach_mul(grads, grad))
+def run(function: type[Function], *inputs: object) -> Any:
+    """Call a function that has a gradient of its own; where none is wanted, only what it does forward."""
+    return function.apply(*inputs) if torch.is_grad_enabled() else function.forward(_Unrecorded(), *inputs)
 
 
 class _Drop(Function):
@@ -240,7 +233,7 @@ class _AddNorm(Function):
         )
         if ctx.level == 0:
             return dx, dx.to(ctx.lower), dweight, dbias, None, None
-        dy = torch.mul(dx, LEVELS / (LEVELS - ctx.level), out=torch.empty(dx.shape, dtype=ctx.lower))
+        dy = torch.mul(dx, LEVELS / (LEVELS - ctx.level), out=dx.new_empty(dx.shape, dtype=ctx.lower))
         return dx, masked(dy, kept(chance, ctx.level, ctx.lower)), dweight, dbias, None, None
 
 
@@ -277,7 +270,7 @@ class _Surprise(Function):
     @staticmethod
     def forward(ctx, x, matrix, bias, targets, chance):  # type: ignore[no-untyped-def]
         wide = torch.promote_types(x.dtype, torch.float32)
-        nats, tokens = torch.empty(len(x), dtype=wide), torch.empty_like(targets)
+        nats, tokens = x.new_empty(len(x), dtype=wide), torch.empty_like(targets)
         slope = x.new_empty(len(x), len(matrix)) if any(ctx.needs_input_grad) else None
         for at in range(0, len(x), ROWS):
             here = slice(at, at + ROWS)

@@ -58,7 +58,7 @@ def library(part: Literal["passes", "memory"] = "passes") -> ctypes.CDLL | None:
         return None
     try:
         return ctypes.CDLL(str(_built(compiler, part)))
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, RuntimeError, subprocess.CalledProcessError):  # the second where a user has no home
         return None
 
 
@@ -71,8 +71,8 @@ def _built(compiler: str, part: str) -> Path:
     texts = [source.read_bytes() for source in sources]
     known = [*texts, version, _processor().encode(), " ".join(flags).encode(), torch.__version__.encode()]
     mark = hashlib.sha256(b"\0".join(known)).hexdigest()[:16]
-    cache_home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get(FOLDER) or cache_home / "layerwright")
+    named = os.environ.get(FOLDER)
+    folder = Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "layerwright"
     target = folder / f"{part}-{mark}.so"
     if not target.exists():
         folder.mkdir(parents=True, exist_ok=True)

@@ -5,17 +5,19 @@ question can be asked many sub-networks of a supernet.  The number of chosen pos
 static and the output layer, the dearest matrix of a small model, runs on those positions only.
 """
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import Function, once_differentiable
 
 from .backbone import Backbone
 from .batches import Batch
 from .fused import surprise
 from .heads import MaskedHead, ReplacedHead
-from .kernels import settle
+from .kernels import plainly, run
 from .supernet import Supernet
 from .vocabulary import Special
 
@@ -45,6 +47,34 @@ class Question(NamedTuple):
     choice: Choice
     replaced: Tensor | None = None
     masked: Tensor | None = None
+
+
+def settle(loss: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """Differentiate a loss now and free what that took; the gradients reach the parameters when the result is differentiated.
+
+    For one of several losses that share nothing but parameters: the passes of the next need its memory, at the peak a tenth of
+    all that is in use.
+    """
+    if plainly() or not (torch.is_grad_enabled() and loss.requires_grad):
+        return loss
+    wanted = [parameter for parameter in parameters if parameter.requires_grad]
+    with torch.autocast(loss.device.type, enabled=False):
+        grads = torch.autograd.grad(loss, wanted, allow_unused=True)
+    used = [(parameter, grad) for parameter, grad in zip(wanted, grads, strict=True) if grad is not None]
+    return torch.as_tensor(run(_Settled, loss.detach(), [grad for _, grad in used], *(parameter for parameter, _ in used)))
+
+
+class _Settled(Function):
+    @staticmethod
+    def forward(ctx, loss, grads, *parameters):  # type: ignore[no-untyped-def]
+        ctx.grads = grads
+        return loss.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):  # type: ignore[no-untyped-def]
+        grads, ctx.grads = ctx.grads, None  # kept here any longer, they would be copied to become those of the parameters
+        return None, None, *(grads if grad.device.type == "cpu" and grad == 1 else torch._foreach_mul(grads, grad))
 
 
 def choose(batch: Batch, rate: float, special: Special) -> Choice:

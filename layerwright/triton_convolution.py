@@ -18,7 +18,7 @@ def forward(x: Tensor, logits: Tensor, near: Tensor | None) -> Tensor:
 
     near: bool [B, L, K], which neighbours count.
     """
-    x, logits, near = _even(x), logits.contiguous(), _bytes(near)
+    x, logits, near = _even(x), logits.contiguous(), _bytes(near, x)
     y = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     grid, sizes = _grid(x, logits)
     with torch.cuda.device_of(x):
@@ -28,7 +28,7 @@ def forward(x: Tensor, logits: Tensor, near: Tensor | None) -> Tensor:
 
 def backward(grad: Tensor, x: Tensor, logits: Tensor, near: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the slopes of x and of the logits, given those of the result [B, L, H*E]."""
-    grad, x, logits, near = _even(grad), _even(x), logits.contiguous(), _bytes(near)
+    grad, x, logits, near = _even(grad), _even(x), logits.contiguous(), _bytes(near, x)
     dx, dlogits = torch.empty(x.shape, dtype=x.dtype, device=x.device), torch.empty_like(logits)
     totals = torch.empty(logits.shape[:3], dtype=torch.float32, device=x.device)
     grid, (length, heads, size, taps, tokens, channels) = _grid(x, logits)
@@ -47,8 +47,8 @@ def _even(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
 
-def _bytes(near: Tensor | None) -> Tensor | None:
-    return None if near is None else near.contiguous().view(torch.uint8)
+def _bytes(near: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if near is None else near.expand(len(x), -1, -1).contiguous().view(torch.uint8)
 
 
 def _grid(x: Tensor, logits: Tensor) -> tuple[tuple[int, int, int], tuple[int, ...]]:

@@ -1,7 +1,5 @@
 """Every fast path against the plain expressions it stands for: values, gradients, chance, and where it must not run."""
 
-import weakref
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +9,7 @@ from layerwright import kernels
 from layerwright.architecture import Architecture
 from layerwright.backbone import Backbone
 from layerwright.batches import Batch
-from layerwright.kernels import add_norm, attend, convolve, depthwise, drop, noise, pick, plain, settle, surprise
+from layerwright.kernels import add_norm, attend, convolve, depthwise, drop, noise, pick, plain, surprise
 from layerwright.layers import Context, convolution
 from layerwright.objectives import MaskedLM, ReplacedTokenDetection
 from layerwright.vocabulary import Special
@@ -263,42 +261,6 @@ def test_dropout_in_training_is_the_same_for_one_seed_and_another_for_the_next()
     first, again = seeded(backbone, ids), seeded(backbone, ids)
     assert torch.equal(first, again)
     assert not torch.equal(first, backbone(ids))
-
-
-def test_a_settled_loss_has_the_value_and_the_gradients_it_had():
-    x, y, unused = leaf(3), leaf(3), leaf(2)
-    fixed = torch.ones(3)
-
-    def grads(through) -> tuple[Tensor, ...]:
-        loss = through((x * y).square().sum(), [x, y, unused, fixed]) * 0.3 + 2 * (x + unused.sum()).sum()
-        return loss.detach(), *torch.autograd.grad(loss, (x, y, unused))
-
-    torch.testing.assert_close(grads(settle), grads(lambda loss, parameters: loss))
-    constant = torch.tensor(1.0)
-    assert settle(constant, [x]) is constant
-    with torch.no_grad():
-        assert not settle(x.sum(), [x]).requires_grad
-
-
-def test_a_settled_loss_frees_what_it_was_made_of():
-    kept = []
-
-    class Watched(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            ctx.save_for_backward(big := x * 2)
-            kept.append(weakref.ref(big))
-            return x.sum()
-
-        @staticmethod
-        def backward(ctx, grad):
-            return grad * torch.ones(3, dtype=torch.float64)
-
-    x = leaf(3)
-    loss = settle(Watched.apply(x), [x])
-    assert kept[0]() is None
-    loss.backward()
-    assert x.grad.tolist() == [1, 1, 1]
 
 
 def test_replaced_token_detection_has_the_gradients_of_the_plain_path():

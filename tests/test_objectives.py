@@ -1,6 +1,7 @@
 """Objectives: what is hidden from the model, what it is asked, and what its loss counts."""
 
 import math
+import weakref
 from dataclasses import replace
 from itertools import islice
 
@@ -12,7 +13,7 @@ from layerwright.architecture import Architecture
 from layerwright.backbone import Backbone
 from layerwright.batches import Batch, batches
 from layerwright.kernels import pick
-from layerwright.objectives import MaskedLM, ReplacedTokenDetection, choose, encode
+from layerwright.objectives import MaskedLM, ReplacedTokenDetection, choose, encode, settle
 from layerwright.recipe import PretrainSettings, held_out, make_objective, stream_of
 from layerwright.space import Space
 from layerwright.supernet import Supernet
@@ -375,3 +376,43 @@ def test_documents_apart_are_strangers_in_encoder_generator_and_supernet(tiny_co
         assert not torch.allclose(joined[elsewhere], mixed_up[elsewhere], atol=1e-4)
     assert objective(batch).total.isfinite()
     assert all(one.documents is not None for one in held_out(tiny_corpus, settings))
+
+
+def leaf(*shape):
+    return torch.randn(*shape, dtype=torch.float64).requires_grad_()
+
+
+def test_a_settled_loss_has_the_value_and_the_gradients_it_had():
+    x, y, unused = leaf(3), leaf(3), leaf(2)
+    fixed = torch.ones(3)
+
+    def grads(through):
+        loss = through((x * y).square().sum(), [x, y, unused, fixed]) * 0.3 + 2 * (x + unused.sum()).sum()
+        return loss.detach(), *torch.autograd.grad(loss, (x, y, unused))
+
+    torch.testing.assert_close(grads(settle), grads(lambda loss, parameters: loss))
+    constant = torch.tensor(1.0)
+    assert settle(constant, [x]) is constant
+    with torch.no_grad():
+        assert not settle(x.sum(), [x]).requires_grad
+
+
+def test_a_settled_loss_frees_what_it_was_made_of():
+    kept = []
+
+    class Watched(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(big := x * 2)
+            kept.append(weakref.ref(big))
+            return x.sum()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * torch.ones(3, dtype=torch.float64)
+
+    x = leaf(3)
+    loss = settle(Watched.apply(x), [x])
+    assert kept[0]() is None
+    loss.backward()
+    assert x.grad.tolist() == [1, 1, 1]
