@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from . import console
 from .errors import DataError
-from .evaluation import EvaluationSettings, evaluate
+from .evaluation import EvaluationSettings, evaluate, prepare
 from .handover import markdown_table
 from .scoreboard import MARK, Evaluation, TaskScores, percent
 from .settings import write_atomically
@@ -81,18 +81,19 @@ def compare(first: Path, second: Path, out: Path, settings: EvaluationSettings |
         ValueError: evaluations that were not made alike, saying what differs; or models without settings to evaluate them with.
         DataError: a file of the tasks that cannot be used.
     """
-    folders = []
-    for folder, name in ((first, "first"), (second, "second")):
-        if (folder / "results.json").is_file() and (folder / "inputs.json").is_file():
-            if settings is not None:
-                raise ValueError(f"{folder} is an evaluation, which has its suite and numbers already")
-            folders.append(folder)
-        elif settings is None:
+    for folder in (first, second):
+        made = (folder / "results.json").is_file() and (folder / "inputs.json").is_file()
+        if made and settings is not None:
+            raise ValueError(f"{folder} is an evaluation, which has its suite and numbers already")
+        if not made and settings is None:
             raise ValueError(f"{folder} is no finished evaluation; to compare models, say which --suite and --source")
-        else:
+    if settings is not None:
+        # Whatever is wrong with the second shows before the first is evaluated, which may take hours.
+        prepare(second, out / "second", settings)
+        for folder, name in ((first, "first"), (second, "second")):
             evaluate(folder, out / name, settings)
-            folders.append(out / name)
-    done = compared(*folders)
+        first, second = out / "first", out / "second"
+    done = compared(first, second)
     out.mkdir(parents=True, exist_ok=True)
     write_atomically(out / "comparison.json", done.model_dump_json(indent=1))
     write_atomically(out / "comparison.md", markdown(done))
@@ -145,9 +146,11 @@ def _difference(one: TaskScores, other: TaskScores, first: Path, second: Path, s
     seeds = [seed.seed for seed in one.seeds if seed.seed in {seed.seed for seed in other.seeds}]
     if not seeds:
         raise ValueError(f"{one.task} has no seed in common in {first} and {second}")
+    by_seed = [{seed.seed: seed.scores for seed in done.seeds} for done in (one, other)]
     values = {
-        metric: tuple(tuple(seed.scores[metric] for seed in done.seeds if seed.seed in seeds) for done in (one, other))
+        metric: tuple(tuple(scores[seed][metric] for seed in seeds) for scores in by_seed)
         for metric in one.summary
+        if metric in other.summary
     }
     metric, *others = (*one.metrics, *(name for name in values if name not in one.metrics))
     rows, note = _rows(one, metric, seeds, (first, second), settings)
@@ -211,7 +214,7 @@ def _predictions(path: Path, examples: Examples[Any]) -> Any:
 
     Raises: ValueError if they are not of these rows.
     """
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
     if [line["key"] for line in lines] != [row.key for row in examples.rows]:
         raise ValueError(f"{path} holds predictions for other rows than {examples.source}")
     found = {line["key"]: line["prediction"] for line in lines}

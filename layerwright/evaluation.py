@@ -24,7 +24,7 @@ from .settings import read, write_atomically
 from .submission import submit
 from .tasks.catalog import HUB, Task, find, locate
 from .tasks.examples import Choice, Examples, OnBadRow, Row, Span
-from .tasks.finetune import FinetuneResults, FinetuneSettings, finetune
+from .tasks.finetune import FinetuneResults, FinetuneSettings, finetune, score_names
 from .tasks.inputs import Splits, check_classes, open_model, read_splits
 from .tasks.metrics import summary
 from .tasks.protocols import PROTOCOLS
@@ -106,11 +106,7 @@ def evaluate(model: Path, out: Path, settings: EvaluationSettings) -> Evaluation
         RunInUse: another process evaluates in this folder.
         Interrupted: asked to stop; finished seeds are kept.
     """
-    net = open_model(model)
-    arch = net.arch
-    planned, skipped = plan(settings, arch, out)
-    for one in planned:
-        check_classes(net, one.task.labels, one.task.name)
+    arch, planned, skipped = prepare(model, out, settings)
     with hold(out):
         sealed(out, settings)
         _same_inputs(out / "inputs.json", _digests(model, planned))
@@ -124,6 +120,18 @@ def evaluate(model: Path, out: Path, settings: EvaluationSettings) -> Evaluation
             write_atomically(out / name, written(done))
     scoreboard.show(done)
     return done
+
+
+def prepare(model: Path, out: Path, settings: EvaluationSettings) -> tuple[Architecture, list[Planned], dict[str, str]]:
+    """Read a model folder and every task; return its architecture, the tasks to run, and why others are skipped.
+
+    Raises: as `evaluate`, for all that can be wrong before anything is learned.
+    """
+    net = open_model(model)
+    planned, skipped = plan(settings, net.arch, out)
+    for one in planned:
+        check_classes(net, one.task.labels, one.task.name)
+    return net.arch, planned, skipped
 
 
 def plan(settings: EvaluationSettings, arch: Architecture, out: Path) -> tuple[list[Planned], dict[str, str]]:
@@ -148,6 +156,7 @@ def plan(settings: EvaluationSettings, arch: Architecture, out: Path) -> tuple[l
             chosen = chosen.model_copy(update={"start": out / str(chosen.begins) / "model"})
         chosen = chosen.for_model(arch)
         splits = read_splits(chosen)
+        score_names(chosen, splits)
         planned[task.name] = Planned(task, chosen, splits.digests(), _work(splits, chosen))
     if not planned:
         reasons = "".join(f"\n  {name}: {reason}" for name, reason in skipped.items())

@@ -83,8 +83,6 @@ class Predictor:
             length=length or opened.positions,
             segments=config.arch.segments > 1,
         )
-        self.missing = bool(getattr(config, "answers_may_be_missing", False))
-        self.threshold = float(getattr(config, "no_answer_threshold", 0.0))
 
     def predict(self, examples: Iterable[Example]) -> Iterator[Prediction]:
         """Yield a prediction for each example, in order; a window of them is in memory."""
@@ -128,7 +126,8 @@ class Predictor:
         return said
 
     def _tags(self, examples: Examples[Tagged]) -> list[dict[str, Any]]:
-        form = TagForm(self.reader, self.labels)
+        stride = getattr(self.opened.model.config, "tag_stride", TagForm.stride)
+        form = TagForm(self.reader, self.labels, stride)
         rows = form.rows(examples)
 
         def decode(logits: Tensor, places: Sequence[int]) -> list[tuple[list[int], list[float]]]:
@@ -149,7 +148,7 @@ class Predictor:
         ]
 
     def _answers(self, examples: Examples[Span]) -> list[dict[str, Any]]:
-        form = SpanForm(self.reader, missing=self.missing, threshold=self.threshold)
+        form = SpanForm.of(self.reader, self.opened.model.config)
         rows = form.rows(examples)
         self.cut += rows.cut
 

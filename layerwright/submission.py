@@ -88,8 +88,8 @@ def _diagnose(out: Path, mnli: TaskScores, source: str, on_bad_row: OnBadRow) ->
 
 
 def _predictions(path: Path) -> dict[str, Any]:
-    """Read predictions by the keys of their rows."""
-    lines = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    """Read predictions by the keys of their rows; lines of bytes, since in text other characters would end some, too."""
+    lines = (json.loads(line) for line in path.read_bytes().splitlines())
     return {line["key"]: line["prediction"] for line in lines}
 
 

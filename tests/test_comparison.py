@@ -329,3 +329,44 @@ def test_runs_that_did_not_learn_are_marked(tmp_path, evaluations):
     assert found.tasks[1].lost[1] >= 1
     assert comparison.table_rows(found)[1][0] == "RTE †"
     assert any("of 3 runs did not learn" in note for note in comparison.notes(found))
+
+
+def test_seeds_are_paired_by_their_numbers_whatever_their_order(tmp_path, evaluations):
+    def turned(evaluation: dict) -> dict:
+        for task in evaluation["tasks"]:
+            task["seeds"] = task["seeds"][::-1]
+        return evaluation
+
+    other = changed(evaluations["b"], tmp_path / "turned", "results.json", turned)
+    usual = compared(evaluations["a"], evaluations["b"])
+    assert compared(evaluations["a"], other).tasks == usual.tasks
+
+
+def test_a_metric_that_only_one_of_two_has_is_not_compared(tmp_path, evaluations):
+    def with_another(evaluation: dict) -> dict:
+        for task in evaluation["tasks"]:
+            task["summary"]["accuracy_mismatched"] = next(iter(task["summary"].values()))
+            for seed in task["seeds"]:
+                seed["scores"]["accuracy_mismatched"] = 0.5
+        return evaluation
+
+    more = changed(evaluations["a"], tmp_path / "more", "results.json", with_another)
+    usual = compared(evaluations["a"], evaluations["b"])
+    assert compared(more, evaluations["b"]).tasks == usual.tasks
+    assert compared(evaluations["b"], more).tasks == compared(evaluations["b"], evaluations["a"]).tasks
+
+
+def test_predictions_may_hold_whatever_else_ends_lines(tmp_path):
+    path, answers = tmp_path / "predictions.jsonl", ["one\u2028two", "three\x85four"]
+    lines = [json.dumps({"key": str(at), "prediction": answer}, ensure_ascii=False) for at, answer in enumerate(answers)]
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    rows = tuple(Span(str(at), "who?", answer, (Answer(0, answer),)) for at, answer in enumerate(answers))
+    assert comparison._predictions(path, Examples("made", "spans", (), rows)) == dict(zip("01", answers, strict=True))
+
+
+def test_what_is_wrong_with_the_second_model_shows_before_the_first_is_evaluated(tmp_path, evaluations, source):
+    settings = settings_for(source, suite="RTE", seeds=1)
+    for second, said in ((tmp_path / "typo", "is not a model folder"), (evaluations["b"], "is an evaluation")):
+        with pytest.raises(ValueError, match=said):
+            comparison.compare(evaluations["model-a"], second, tmp_path / "out", settings)
+        assert not (tmp_path / "out").exists()

@@ -490,3 +490,10 @@ def test_the_command_evaluates_and_its_settings_are_checked(tmp_path, model, sou
         told = CliRunner().invoke(cli.app, [*run, *wrong])
         assert isinstance(told.exception, ValueError), told.output
         assert message in str(told.exception)
+
+
+@pytest.mark.parametrize("given", [{"numbers": {**NUMBERS, "score": "accuracy"}}, {"tasks": {"STS-B": {"score": "spaerman"}}}])
+def test_a_score_that_a_task_has_not_is_refused_before_anything_is_learned(tmp_path, model, source, given):
+    with pytest.raises(ValueError, match=r"no score '\w+' for STS-B"):
+        evaluate(model, tmp_path / "run", settings_for(source, suite="RTE,STS-B", **given))
+    assert not (tmp_path / "run").exists()

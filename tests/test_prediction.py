@@ -215,22 +215,25 @@ def learned_rows(kind: str, chance: Random) -> str:
 
 
 @pytest.mark.parametrize(
-    ("kind", "suffix", "epochs"),
+    ("kind", "suffix", "epochs", "more"),
     [
-        ("classification", "tsv", 20),
-        ("regression", "tsv", 3),
-        ("choices", "jsonl", 3),
-        ("tags", "conll", 3),
-        ("spans", "json", 3),
+        ("classification", "tsv", 20, {}),
+        ("regression", "tsv", 3, {}),
+        ("choices", "jsonl", 3, {}),
+        ("tags", "conll", 3, {}),
+        ("tags", "conll", 3, {"stride": 3}),
+        ("spans", "json", 3, {}),
+        ("spans", "json", 3, {"stride": 2, "longest": 1, "best": 3}),
     ],
 )
-def test_what_is_predicted_is_what_was_scored_in_fine_tuning(kind: str, suffix: str, epochs: int, tmp_path: Path):
+def test_what_is_predicted_is_what_was_scored_in_fine_tuning(kind: str, suffix: str, epochs: int, more: dict, tmp_path: Path):
     model = saved(tmp_path, "backbone")
     files = {}
     for name in ("train", "valid"):
         files[name] = tmp_path / f"{name}.{suffix}"
         files[name].write_text(learned_rows(kind, Random(name)))
-    finetune(model, tmp_path / "run", FinetuneSettings(**files, seeds=1, epochs=epochs, batch=8, rate=1e-2, length=24))
+    numbers = {"seeds": 1, "epochs": epochs, "batch": 8, "rate": 1e-2, "length": 24}
+    finetune(model, tmp_path / "run", FinetuneSettings(**files, **numbers, **more))
     lines = (tmp_path / "run/seeds/0/predictions.jsonl").read_text().splitlines()
     stored = {one["key"]: one["prediction"] for one in map(json.loads, lines)}
     found = {one.key: one.said for one in predict_file(predictor(tmp_path / "run/model", length=24), files["valid"])}

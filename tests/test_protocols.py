@@ -175,3 +175,33 @@ def test_a_start_is_honoured_where_it_is_given_and_else_said_to_be_missing(tmp_p
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(ValueError, match="begun with another start"):
         finetune(model, tmp_path / "begun", FinetuneSettings(**usual, start=mnli, rate=1e-12))
+
+
+TABLES = {
+    "names.conll": ("cat\tB-who\n", 5e-5),
+    "names.jsonl": (json.dumps({"words": ["cat"], "tags": ["B-who"]}) + "\n", 5e-5),
+    "asked.json": ('{"data": []}', 5e-5),
+    "asked.jsonl": (json.dumps({"question": "who?", "context": "a cat", "answers": []}) + "\n", 5e-5),
+    "asked.tsv": ("question\tcontext\tanswers\nwho?\ta cat\t\n", 5e-5),
+    "texts.tsv": ("sentence1\tlabel\na cat\tyes\n", 2e-5),
+    "broken.jsonl": ("{\n", 2e-5),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_the_numbers_for_a_kind_are_those_of_a_file_of_it(tmp_path, name):
+    """The protocol `bert` has a rate of its own for questions and for tags of words."""
+    path, (content, rate) = tmp_path / name, TABLES[name]
+    path.write_text(content)
+    settings = FinetuneSettings(train=path, valid=path, protocol="bert").for_model(BASE)
+    assert settings.rate == rate
+    assert FinetuneSettings(train=path, valid=path, protocol="bert", rate=1.0).for_model(BASE).rate == 1.0
+    if rate == 5e-5:
+        named = FinetuneSettings(train=path, valid=path, protocol="bert", kind="spans" if name.startswith("asked") else "tags")
+        assert settings.model_dump(exclude={"kind"}) == named.for_model(BASE).model_dump(exclude={"kind"})
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_what_is_learned_from_or_scored_is_no_other_split(split):
+    with pytest.raises(ValueError, match=f"'{split}' is one of them"):
+        FinetuneSettings(task="RTE", source="x", also=(split,))

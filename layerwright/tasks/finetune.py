@@ -33,7 +33,7 @@ from layerwright.tasks.choices import ChoiceForm
 from layerwright.tasks.classification import ClassForm, layer_scale
 from layerwright.tasks.declarations import TASKS
 from layerwright.tasks.examples import Examples, Kind
-from layerwright.tasks.inputs import SUMMED_UP, check_classes, open_model, open_start, read_splits
+from layerwright.tasks.inputs import SUMMED_UP, Splits, check_classes, open_model, open_start, read_splits
 from layerwright.tasks.lessons import Form, HeadObjective
 from layerwright.tasks.metrics import Measured, metric_names, score, summary
 from layerwright.tasks.protocols import FinetuneSettings
@@ -93,6 +93,18 @@ def form_of(learned: Examples[Any], reader: Reader, settings: FinetuneSettings) 
     return ClassForm.of(reader, learned)
 
 
+def score_names(settings: FinetuneSettings, splits: Splits) -> tuple[str, ...]:
+    """Return the metrics, the one that the median seed is chosen by first.
+
+    Raises: ValueError for a score that is none of them.
+    """
+    names = metric_names(splits.valid)
+    first = settings.score or (TASKS[settings.task].metrics[0] if settings.task else names[0])
+    if first not in names:
+        raise ValueError(f"no score {first!r} for {settings.task or f'this {splits.train.kind}'}{nearest(first, names)}")
+    return (first, *(name for name in names if name != first))
+
+
 class _Run:
     """One fine-tuning: all its inputs, read at once, so that whatever is wrong shows before anything is written."""
 
@@ -102,7 +114,7 @@ class _Run:
             raise ValueError(f"fine-tuning runs in one process, and this is one of {self.machine.num_processes}")
         self.splits = read_splits(settings)
         self.kind: Kind = self.splits.train.kind
-        self.scores = self._score_names(settings)
+        self.scores = score_names(settings, self.splits)
         self.net = open_model(model)
         check_classes(self.net, self.splits.train.labels, self.splits.train.source)
         self.start = open_start(settings.start, self.net, settings.begins) if settings.start else self.net
@@ -308,14 +320,6 @@ class _Run:
             "epochs": self.settings.epochs,
         }
         return facts | ({"begun from": results.start} if results.start else {})
-
-    def _score_names(self, settings: FinetuneSettings) -> tuple[str, ...]:
-        """Return the metrics, the one that the median seed is chosen by first."""
-        names = metric_names(self.splits.valid)
-        first = settings.score or (TASKS[settings.task].metrics[0] if settings.task else names[0])
-        if first not in names:
-            raise ValueError(f"no score {first!r} for this {self.kind}{nearest(first, names)}")
-        return (first, *(name for name in names if name != first))
 
     def _numbers(self) -> dict[str, Any]:
         """Return the settings that are numbers or ways, not places."""

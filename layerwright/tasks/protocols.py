@@ -13,10 +13,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from layerwright.architecture import Architecture
-from layerwright.errors import nearest
+from layerwright.errors import DataError, nearest
 from layerwright.tasks.catalog import find
 from layerwright.tasks.examples import Kind, OnBadRow
-from layerwright.tasks.records import suffix_of
+from layerwright.tasks.reading import CONLL, kind_of
+from layerwright.tasks.records import Faults, jsonl_records, suffix_of, tsv_records
 
 Numbers = Mapping[str, Any]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -191,6 +192,10 @@ class FinetuneSettings(BaseModel):
             )
         if self.also and not self.task:
             raise ValueError("`also` names other splits of a task")
+        if learned := [split for split in self.also if split in ("train", "dev")]:
+            raise ValueError(
+                f"`also` names other splits than those to learn from and to score on, and {learned[0]!r} is one of them"
+            )
         return self
 
     def for_model(self, arch: Architecture) -> "FinetuneSettings":
@@ -215,8 +220,26 @@ class FinetuneSettings(BaseModel):
 
 
 def _kind(task: str | None, settings: Mapping[str, Any]) -> Kind | None:
-    """Tell the kind of a task as far as its name or that of its file does."""
+    """Tell the kind of a task as far as its name, that of its file or the columns in it do."""
     if task is not None:
         return find(task).kind
     kind: Kind | None = settings.get("kind")
-    return kind or ("spans" if settings.get("train") and suffix_of(Path(settings["train"])) == ".json" else None)
+    return kind or (_told(Path(settings["train"])) if settings.get("train") else None)
+
+
+def _told(path: Path) -> Kind | None:
+    """Tell the kind of a file by its name, and of a table by its columns; None where neither tells, or there is no such file."""
+    suffix = suffix_of(path)
+    if suffix in CONLL:
+        return "tags"
+    if suffix == ".json":
+        return "spans"
+    if suffix not in (".tsv", ".jsonl") or not path.is_file():
+        return None
+    faults = Faults(str(path))
+    try:
+        records = jsonl_records(path, faults) if suffix == ".jsonl" else tsv_records(path, faults, lambda columns: None)
+        head = next(records, None)
+    except DataError:  # said when the file is read
+        return None
+    return None if head is None else kind_of(head.fields)

@@ -130,7 +130,7 @@ def check_columns(wanted: Wanted, faults: Faults, columns: Sequence[str]) -> Non
 
     Raises: DataError naming the columns, as faults of row 1.
     """
-    kind = wanted.kind or _kind_of(dict.fromkeys(columns))
+    kind = wanted.kind or kind_of(dict.fromkeys(columns))
     if kind not in ("spans", "tags") and (wrong := _places(tuple(columns), _names(wanted, kind))[1]):
         for fault in wrong:
             faults.add(1, fault)
@@ -144,7 +144,7 @@ def assemble(records: Iterator[Record], wanted: Wanted, faults: Faults, on_bad_r
     """
     head = next(records, None)
     records = records if head is None else chain([head], records)
-    kind = wanted.kind or (_kind_of(head.fields) if head else None)
+    kind = wanted.kind or (kind_of(head.fields) if head else None)
     if kind == "spans":
         return _settled(kind, (), _each(records, partial(span, labelled=wanted.labelled), faults), faults, on_bad_row)
     if kind == "tags":
@@ -190,7 +190,7 @@ def unlabelled(
     return _each(records, bare, faults)
 
 
-def _kind_of(fields: Mapping[str, Any]) -> Kind | None:
+def kind_of(fields: Mapping[str, Any]) -> Kind | None:
     """Tell the kind of a table by its columns, but for classes and numbers, which only the labels tell apart."""
     if {"context", "question", "answers"} <= fields.keys():
         return "spans"

@@ -175,8 +175,20 @@ class SpanForm:
         return prediction
 
     def config(self) -> dict[str, Any]:
-        """Return whether answers may be missing, and the threshold from which they are."""
-        return {"answers_may_be_missing": self.missing} | ({"no_answer_threshold": self.threshold} if self.missing else {})
+        """Return how answers are found, whether they may be missing, and the threshold from which they are."""
+        ways = {"answer_stride": self.stride, "answer_longest": self.longest, "answer_best": self.best}
+        missing = {"no_answer_threshold": self.threshold} if self.missing else {}
+        return ways | {"answers_may_be_missing": self.missing} | missing
+
+    @classmethod
+    def of(cls, reader: Reader, config: Any) -> "SpanForm":
+        """Return the form that a configuration tells of; what it does not say is as usual."""
+        stride, longest, best = (
+            int(getattr(config, f"answer_{name}", usual))
+            for name, usual in (("stride", cls.stride), ("longest", cls.longest), ("best", cls.best))
+        )
+        missing = bool(getattr(config, "answers_may_be_missing", False))
+        return cls(reader, stride, longest, best, missing, float(getattr(config, "no_answer_threshold", 0.0)))
 
     def weights(self, head: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the same."""

@@ -128,8 +128,8 @@ class TagForm:
         return list(prediction)
 
     def config(self) -> dict[str, Any]:
-        """Return the names of the tags."""
-        return named(self.labels)
+        """Return the names of the tags, and how far apart windows are."""
+        return {**named(self.labels), "tag_stride": self.stride}
 
     def weights(self, head: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return the same."""
