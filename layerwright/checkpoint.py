@@ -30,7 +30,7 @@ from .console import warn
 from .errors import IntegrityError, RunInUse
 from .settings import differences, sync_folder, write, write_atomically
 
-MANIFEST = "manifest.json"
+MANIFEST, CARD = "manifest.json", "README.md"
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,9 @@ class Checkpoint:
 def appearing(folder: Path) -> Iterator[Path]:
     """Yield a hidden folder that takes the name of `folder` at the end of the block, or goes if that fails.
 
-    What has that name already is replaced, and stays if the block or the renaming fails.
+    What has that name already is replaced, and stays if the block or the renaming fails; a link stays one, to the new folder.
     """
+    folder = folder.resolve()
     unfinished, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("tmp", "old"))
     shutil.rmtree(unfinished, ignore_errors=True)
     moved = False
@@ -140,12 +141,15 @@ def latest(run: Path) -> Checkpoint | None:
 
 
 def seal_folder(folder: Path) -> None:
-    """Write the manifest of a folder: the size and SHA-256 of every file below it but hidden ones, made durable first."""
+    """Write the manifest of a folder, made durable first: the size and SHA-256 of every file below it.
+
+    But hidden ones, and its README.md, which people edit.
+    """
     manifest = {}
     for path in sorted(folder.rglob("*")):
         if path.is_dir():
             sync_folder(path)
-        elif path != folder / MANIFEST and not path.name.startswith("."):
+        elif path not in (folder / MANIFEST, folder / CARD) and not path.name.startswith("."):
             # As open to others as its folder is; safetensors makes every file private.
             path.chmod(folder.stat().st_mode & 0o666)
             with open(path, "rb") as file:
@@ -161,7 +165,7 @@ def verify_folder(folder: Path) -> None:
     """
     try:
         manifest = json.loads((folder / MANIFEST).read_text())
-        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest.items()}
+        expected = {str(name): (int(entry["bytes"]), str(entry["sha256"])) for name, entry in manifest.items() if name != CARD}
     except FileNotFoundError:
         raise IntegrityError(f"{folder / MANIFEST} is missing") from None
     except (ValueError, TypeError, AttributeError, KeyError):
@@ -171,9 +175,10 @@ def verify_folder(folder: Path) -> None:
         if not path.is_file():
             raise IntegrityError(f"{path} is missing")
         if path.stat().st_size != size:
-            raise IntegrityError(f"{path} has {path.stat().st_size:,} bytes instead of {size:,}")
+            found = f"{path} has {path.stat().st_size:,} bytes instead of {size:,}"
+            raise IntegrityError(f"{found} (if you changed it, delete {MANIFEST})")
         if _digest(path) != digest:
-            raise IntegrityError(f"{path} is not what was saved: its SHA-256 differs")
+            raise IntegrityError(f"{path} is not what was saved: its SHA-256 differs (if you changed it, delete {MANIFEST})")
 
 
 def flatten_optimizer(optimizer: Optimizer) -> dict[str, Tensor]:

@@ -29,7 +29,7 @@ from .encoder import LayerwrightPreTrainedModel
 from .errors import IntegrityError, nearest
 from .express import Wording, architecture_of, check_fields, head_of, wording
 from .families import CARRIED, FAMILIES, LABELLED, Family, Head
-from .guard import check_architecture, inside, read_json, stored
+from .guard import check_architecture, check_tokenizer, inside, read_json, stored
 from .handover import TOKENIZER_FILES, model_card, save_model
 from .models import FACES
 from .weights import match, match_own, read, settle, shapes_of, to_ours, to_theirs
@@ -79,9 +79,7 @@ class Source(NamedTuple):
     def tokenizer(self) -> Path | None:
         """Return the folder if it holds a tokenizer, none of whose files leads elsewhere or names code."""
         files = [name for name in TOKENIZER_FILES if inside(self.folder, name).is_file()]
-        for name in ("tokenizer_config.json", "special_tokens_map.json"):
-            if name in files:
-                read_json(self.folder, name)
+        check_tokenizer(self.folder)
         return self.folder if files else None
 
     def of_sentences(self) -> list[str]:

@@ -152,10 +152,10 @@ def _flat(base: str) -> dict[str, Head]:
     }
 
 
-def _pooled(base: str, task: str) -> Head:
+def _pooled(base: str, task: str, dropout: str = "classifier_dropout") -> Head:
     """Return a head that stands on the pooler of the base model, which is its hidden map."""
     names = {"head.hidden": f"{base.lower()}.pooler.dense", "head.classes": "classifier"}
-    return Head(f"{base}For{task}", names, act="tanh")
+    return Head(f"{base}For{task}", names, act="tanh", dropout=dropout)
 
 
 BERT = Family(
@@ -213,7 +213,7 @@ ROBERTA = Family(
             },
         ),
         "classification": _rows("Roberta", "tanh"),
-        "choices": _pooled("Roberta", "MultipleChoice"),
+        "choices": _pooled("Roberta", "MultipleChoice", dropout="hidden_dropout_prob"),
         **_flat("Roberta"),
     },
     pooler=True,

@@ -12,7 +12,7 @@ from . import vocabulary
 from .checkpoint import MANIFEST, verify_folder
 from .configuration import LayerwrightConfig
 from .errors import DataError, IntegrityError, nearest
-from .guard import read_json
+from .guard import check_tokenizer, read_json
 from .models import FACES, LayerwrightPreTrainedModel
 
 
@@ -58,7 +58,8 @@ def open_tokenizer(folder: Path, config: LayerwrightConfig) -> tuple[Tokenizer, 
     if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.txt", "vocab.json")):
         raise DataError(f"there is no tokenizer {folder / 'tokenizer.json'}")
     try:
-        loaded = AutoTokenizer.from_pretrained(folder)
+        check_tokenizer(folder)
+        loaded = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - tokenizers raises no narrower one
         raise DataError(f"the tokenizer of {folder} cannot be loaded: {error}") from None
     tokenizer = getattr(loaded, "backend_tokenizer", None)

@@ -24,6 +24,7 @@ JSON_BYTES, HEADER_BYTES, DIMENSIONS = 64_000_000, 100_000_000, 8
 
 # Keys by which a configuration makes transformers run code that came with a folder, or fetch it.
 CODE = ("auto_map", "custom_pipelines", "custom_generate", "trust_remote_code", "kernel_config")
+ELSEWHERE = "transformers_weights"  # and by which it reads other files for weights than those that are checked
 KERNELS = re.compile(r"_?(attn|experts)_implementation(_internal)?|use_kernels?")
 
 INDEX, WEIGHTS = "model.safetensors.index.json", "model.safetensors"
@@ -68,6 +69,8 @@ def check_keys(settings: Mapping[str, Any], where: str) -> None:
     for key, value in _entries(settings):
         if key in CODE and value not in (None, False, [], {}):
             raise ValueError(f"{where} has '{key}', by which a folder brings its own code or has it fetched: refused")
+        if key == ELSEWHERE and value is not None:
+            raise ValueError(f"{where} has '{key}', by which its weights come from another file than {WEIGHTS}: refused")
         if KERNELS.fullmatch(key) and not _is_builtin(value):
             raise ValueError(f"{where} has {key}={value!r}, which is no word for code of transformers itself: refused")
         if key.endswith("_file") and key != "special_tokens_map_file" and isinstance(value, str):
@@ -140,6 +143,17 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     return found
 
 
+def check_tokenizer(folder: Path) -> None:
+    """Refuse the tokenizer of a folder that names code.
+
+    Raises:
+        ValueError: it does, or a file of it is not what it should be.
+    """
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if inside(folder, name).is_file():
+            read_json(folder, name)
+
+
 def stored(folder: Path) -> dict[str, Stored]:
     """Return the tensors that the safetensors files of a folder hold, each file's header checked against the file.
 
@@ -148,12 +162,12 @@ def stored(folder: Path) -> dict[str, Stored]:
         ValueError: the index names a file outside the folder.
         IntegrityError: a header lies, or index and files disagree.
     """
-    if not (folder / INDEX).exists():
-        if not (folder / WEIGHTS).exists():
-            pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
-            why = "that is a pickle, which could run code, and is never loaded; transformers can save it as safetensors"
-            raise FileNotFoundError(f"{folder} has no {WEIGHTS}" + (f", but {pickles[0]}: {why}" if pickles else ""))
+    if (folder / WEIGHTS).exists():  # which transformers, too, takes where there is an index beside it
         return read_header(inside(folder, WEIGHTS))
+    if not (folder / INDEX).exists():
+        pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+        why = "that is a pickle, which could run code, and is never loaded; transformers can save it as safetensors"
+        raise FileNotFoundError(f"{folder} has no {WEIGHTS}" + (f", but {pickles[0]}: {why}" if pickles else ""))
     parts = read_json(folder, INDEX).get("weight_map")
     if not isinstance(parts, dict) or not all(isinstance(part, str) for part in parts.values()):
         raise IntegrityError(f"{folder / INDEX} has no weight_map of names to files")

@@ -1,20 +1,24 @@
 """Hand over trained weights: a model folder that transformers loads, with its tokenizer, model card and manifest."""
 
+import json
+import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoTokenizer, PreTrainedModel
 
 from .architecture import Architecture
 from .checkpoint import appearing, seal_folder
 from .configuration import LayerwrightConfig
 from .cost import flops, layer_flops, layer_parameters, parameters
 from .errors import nearest
+from .guard import read_json
 from .models import FACES, LayerwrightPreTrainedModel
 
 TOKENIZER_FILES = (
@@ -93,6 +97,8 @@ def write_model(
             write(unfinished)
             for path in files:
                 shutil.copyfile(path, unfinished / path.name)
+            if tokenizer is not None:
+                _complete_tokenizer(tokenizer, unfinished)
             if card:
                 (unfinished / "README.md").write_text(card, encoding="utf-8")
             if check is not None:
@@ -100,6 +106,27 @@ def write_model(
             seal_folder(unfinished)
     except SafetensorError as error:  # what safetensors makes of a full disk
         raise OSError(f"cannot write {folder}: {error}") from error
+
+
+def _complete_tokenizer(source: Path, folder: Path) -> None:
+    """Write what transformers would not know of a tokenizer that was copied beside a model.
+
+    How many tokens the model takes at most; and which class reads the tokenizer, where that followed from the kind of model that
+    it lay beside: without it there would be no special tokens, and bert-base-uncased names none.
+    """
+    told = read_json(folder, "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    kind = read_json(source, "config.json").get("model_type") if (source / "config.json").is_file() else None
+    more: dict[str, Any] = {}
+    if kind not in (None, LayerwrightConfig.model_type) and "tokenizer_class" not in told:
+        with suppress(Exception):  # what cannot be loaded there cannot here
+            more["tokenizer_class"] = type(AutoTokenizer.from_pretrained(source, trust_remote_code=False)).__name__
+    model = read_json(folder, "config.json")
+    if model.get("model_type") == LayerwrightConfig.model_type:
+        positions = Architecture.parse(model["architecture"]).positions
+        if told.get("model_max_length", math.inf) > positions:
+            more["model_max_length"] = positions
+    if more:
+        (folder / "tokenizer_config.json").write_text(json.dumps(told | more, indent=2) + "\n", encoding="utf-8")
 
 
 def model_card(

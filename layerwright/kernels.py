@@ -336,9 +336,9 @@ def surprised(grad: Tensor, x: Tensor, matrix: Tensor, slope: Tensor) -> tuple[T
 
 
 def _passes(below: Tensor, wanted: Tensor) -> Tensor:
-    """Return where sums [N, M] pass a number [N, 1]; one that rounding put past the last counts as just before it."""
+    """Return where sums [N, M] pass a number [N, 1]: at the last, where rounding put it past that one, or they are none."""
     last = torch.nextafter(below[:, -1:], torch.zeros_like(wanted))
-    return torch.searchsorted(below, wanted.minimum(last), right=True)
+    return torch.searchsorted(below, wanted.minimum(last), right=True).clamp(max=below.shape[1] - 1)
 
 
 def product(a: Tensor, b: Tensor, scale: float) -> Tensor:

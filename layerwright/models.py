@@ -147,7 +147,7 @@ class LayerwrightForPreTraining(ModelWithHead[TokenClassifierOutput]):
 
     def loss(self, logits: Tensor, labels: Tensor, mask: Tensor | None) -> Tensor:
         """Return the binary cross-entropy in nats a real token."""
-        counted = labels >= 0 if mask is None else (labels >= 0) & mask.bool()
+        counted = labels >= 0 if mask is None else (labels >= 0) & mask.to(labels.device, torch.bool)
         return F.binary_cross_entropy_with_logits(logits[counted], labels[counted].float())
 
 

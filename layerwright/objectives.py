@@ -102,7 +102,8 @@ class MaskedLM(nn.Module):
     """Predict 15% of the tokens from the rest (Devlin et al. 2019, section 3.1).
 
     Of the chosen ones a share `masked` becomes [MASK], a share `random` another token, the rest stays: 0.8 and 0.1 for
-    BERT, 0.85 and 0 for the generator of ELECTRA (released code).  The output matrix is the token embedding.
+    BERT, 0.85 and 0 for the generator of ELECTRA (released code).  The output matrix is the token embedding.  tokens: how many
+    of its rows are tokens that texts hold, among which another one is; by default all are.
     """
 
     def __init__(
@@ -113,9 +114,10 @@ class MaskedLM(nn.Module):
         rate: float = 0.15,
         masked: float = 0.8,
         random: float = 0.1,
+        tokens: int | None = None,
     ):
         super().__init__()
-        self.backbone, self.special = backbone, special
+        self.backbone, self.special, self.tokens = backbone, special, tokens or backbone.arch.vocab
         self.rate, self.masked, self.random = rate, masked, random
         self.head = MaskedHead(backbone.arch)
 
@@ -155,7 +157,7 @@ class MaskedLM(nn.Module):
     def corrupt(self, targets: Tensor, batch: Batch, choice: Choice) -> Tensor:
         """Return what stands at the chosen positions instead of the targets [B, M]."""
         how, what = at(batch.dice, choice.places)[..., 1:].unbind(-1)  # type: ignore[arg-type]
-        noise = (what * self.backbone.arch.vocab).long()
+        noise = (what * self.tokens).long()
         others = torch.where(how < self.masked + self.random, noise, targets)
         return torch.where(choice.real, torch.where(how < self.masked, self.special.mask, others), targets)
 

@@ -92,6 +92,11 @@ class _Run:
         self.corpus = Corpus.open(settings.corpus)
         self.objective = make_objective(settings, self.corpus)
         self.machine = make_accelerator(partial=self.space.size > 1, trackers=settings.trackers, folder=out)
+        share, pieces = settings.batch // self.machine.num_processes, settings.plan.accumulate
+        if share % pieces:
+            raise ValueError(
+                f"plan.accumulate={pieces} does not divide the {share} rows that each process has of batch={settings.batch}"
+            )
         self.objective.to(self.machine.device)
         self.held = held_out(self.corpus, settings)
         self.start, self.seconds = 0, 0.0

@@ -113,7 +113,7 @@ def make_objective(settings: PretrainSettings, corpus: Corpus) -> Objective:
     torch.manual_seed(mix(settings.seed, -1))
     net = Backbone(arch, settings.dropout) if space.size == 1 else Supernet(space, settings.dropout)
     if settings.objective == "mlm":
-        return MaskedLM(net, corpus.special)
+        return MaskedLM(net, corpus.special, tokens=corpus.vocab)
     # A supernet has one generator for all its architectures: that of the ordinary backbone.
     like = arch if space.size == 1 else presets.interleaved(arch)
     generator = MaskedLM(Backbone(_generator(settings, like), settings.dropout), corpus.special, masked=0.85, random=0.0)

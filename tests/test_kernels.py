@@ -303,3 +303,13 @@ def test_the_fast_paths_are_for_eager_tensors_on_cpu():
     with plain():
         assert not kernels.fast(torch.ones(1))
     assert kernels.fast(torch.ones(1))
+
+
+def test_of_chances_that_are_no_numbers_a_token_is_picked_all_the_same():
+    """So that the loss, which is no number either, ends a training and not an index."""
+    chances = torch.full((3, 700), torch.nan)
+    chances[1] = 1 / 700
+    found = pick(chances, torch.tensor([0.0, 0.5, 0.9]))
+    assert found.min() >= 0
+    assert found.max() < 700
+    assert abs(found[1].item() - 350) <= 1

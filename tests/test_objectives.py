@@ -416,3 +416,13 @@ def test_a_settled_loss_frees_what_it_was_made_of():
     assert kept[0]() is None
     loss.backward()
     assert x.grad.tolist() == [1, 1, 1]
+
+
+def test_another_token_is_one_that_texts_hold(rows, tiny_corpus):
+    few = masked_lm(tokens=170, masked=0.0, random=1.0)
+    choice = choose(rows, 0.15, SPECIAL)
+    others = few.corrupt(rows.ids.gather(1, choice.places), rows, choice)
+    assert others[choice.real].max() == 169
+    assert len(others[choice.real].unique()) == 170
+    settings = PretrainSettings(arch=str(ARCH), corpus=tiny_corpus.folder, objective="mlm", length=LENGTH, plan=Plan(steps=1))
+    assert make_objective(settings, tiny_corpus).tokens == tiny_corpus.vocab < ARCH.vocab

@@ -19,6 +19,7 @@ from itertools import islice
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from random import Random
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -143,6 +144,7 @@ def test_transformers_loads_the_model_and_computes_the_same(tiny_corpus, uninter
         ours = objective.head(states, objective.backbone.embed.token.weight) if kind == "mlm" else objective.head(states)
         torch.testing.assert_close(model(ids).logits, ours)
     tokenizer = AutoTokenizer.from_pretrained(out / "model")
+    assert len(tokenizer("The red house. " * 100, truncation=True)["input_ids"]) == model.config.arch.positions
     assert tokenizer.convert_ids_to_tokens(tokenizer("The red house.")["input_ids"])[0] == "[CLS]"
     card = (out / "model" / "README.md").read_text()
     assert ARCHES[kind] in card
@@ -637,3 +639,14 @@ def test_two_processes_learn_as_one_with_the_same_global_batch(tiny_corpus, tmp_
     # Sums in another order show that there were two.
     assert any(records(file.with_suffix("")) != records(tmp_path / "one" / file.stem) for file in files)
     assert done.stderr.count("pretraining") == len(files)
+
+
+def test_pieces_that_do_not_divide_the_share_of_a_process_are_refused_before_anything_is_written(
+    tiny_corpus, tmp_path, monkeypatch
+):
+    machine = SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cpu"), is_main_process=True)
+    monkeypatch.setattr(MODULE, "make_accelerator", lambda **_: machine)
+    settings = settings_of(tiny_corpus, "mlm", batch=8, plan={"steps": 2, "accumulate": 8})
+    with pytest.raises(ValueError, match=r"plan\.accumulate=8 does not divide the 4 rows that each process has of batch=8"):
+        pretrain(settings, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,8 +1,9 @@
 """What a layer is told besides its input: which tokens are real, and which belong together."""
 
 from collections.abc import MutableSequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -24,6 +25,13 @@ class Context:
     maps: MutableSequence[Tensor] | None = None
     # By kernel, and at 0 which token sees which.
     _kept: dict[int, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def to(self, device: torch.device | str | int, non_blocking: bool = False) -> "Context":
+        """Return the same for a device; accelerate calls this before a layer that lies on another one than the last."""
+        if all(x is None or x.device == torch.device(device) for x in (self.mask, self.documents)):
+            return self
+        mask, documents = (None if x is None else x.to(device, non_blocking=non_blocking) for x in (self.mask, self.documents))
+        return replace(self, mask=mask, documents=documents)
 
     def visible(self) -> Tensor | None:
         """Return which token sees which, bool [B, 1, L or 1, L] (query, key); None where all see all."""
