@@ -15,8 +15,9 @@ changes only training or speed (dropout, dtype, kernel implementation) is not pa
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
+from itertools import zip_longest
 
 from . import grammar
 from .errors import TextError, nearest
@@ -60,11 +61,21 @@ class Layer:
         return spell_layer(self.kind, [(key, value) for key, value in self.options if default[key] != value])
 
     def narrow(self, width: int, to: int) -> Layer:
-        """Return this layer for another width: options whose default follows the width are scaled with it."""
-        kept: dict[str, Value] = {}
+        """Return this layer for another width: options whose default follows the width are scaled with it.
+
+        Each to the nearest value that fits the width and the other options.
+        """
+        kept = dict(self.options)
         for key, value in self.options:
-            follows = callable(KINDS[self.kind].defaults[key]) and isinstance(value, int)
-            kept[key] = max(1, round(int(value) * to / width)) if follows else value
+            if callable(KINDS[self.kind].defaults[key]) and isinstance(value, int):
+                kept[key] = max(1, round(int(value) * to / width))
+        if _fits(self.kind, to, kept):
+            return Layer(self.kind, tuple(kept.items()))
+        for key in [key for key, value in self.options if kept[key] != value]:
+            wanted = int(kept[key])
+            below, above = range(wanted, 0, -1), range(wanted + 1, 2 * wanted + to)
+            nearest_first = (other for pair in zip_longest(below, above) for other in pair if other is not None)
+            kept[key] = next((other for other in nearest_first if _fits(self.kind, to, kept | {key: other})), wanted)
         return Layer(self.kind, tuple(kept.items()))
 
     def __str__(self) -> str:
@@ -158,6 +169,14 @@ class Architecture:
 
     def __reduce__(self) -> tuple[object, tuple[str]]:
         return Architecture.parse, (self.explicit(),)
+
+
+def _fits(kind: str, width: int, options: Mapping[str, Value]) -> bool:
+    try:
+        complete(kind, width, dict(options))
+    except OptionError:
+        return False
+    return True
 
 
 SETTINGS = ["width", *(field.name for field in fields(Architecture) if field.name not in ("width", "layers"))]

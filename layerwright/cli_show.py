@@ -7,7 +7,7 @@ import typer
 
 from . import cost, presets
 from .architecture import Architecture
-from .console import say, table
+from .console import about, say, table
 from .formula_page import formulas_of, render
 from .grammar import fold
 from .options import Imports, import_modules
@@ -74,7 +74,7 @@ def _show_space(space: Space, length: int) -> None:
         [name, str(arch), cost.parameters(arch), _giga(cost.flops(arch, length))]
         for name, arch in (("smallest", smallest), ("largest", largest))
     ]
-    size = f"about {space.size:.1e}" if space.values_open else f"{space.size:,}"
+    size = about(space.size) if space.values_open else f"{space.size:,}"
     table(f"A space of {size} architectures", ["", "architecture", "parameters", f"GFLOPs at {length}"], rows)
     alternatives = [
         [i, len(slot), "  |  ".join(fold([str(layer) for layer in run]) or "nothing" for run in slot)]

@@ -4,6 +4,7 @@ Results go to stdout, progress and warnings to stderr. Only the main process of 
 read as markup, because architectures are full of square brackets.
 """
 
+import math
 import os
 import sys
 import time
@@ -154,6 +155,19 @@ def _is_main() -> bool:
 
 def _note(fields: dict[str, object]) -> str:
     return " ".join(f"{name} {_written(value)}" for name, value in fields.items())
+
+
+def about(number: int) -> str:
+    """Write a number with two digits, however large.
+
+    >>> about(4_200_000), about(10**400)
+    ('about 4.2e+06', 'about 1.0e+400')
+    """
+    try:
+        return f"about {number:.1e}"
+    except OverflowError:  # beyond what a float holds
+        power = int(math.log10(number))
+        return f"about {number // 10 ** (power - 1) / 10:.1f}e+{power}"
 
 
 def _written(value: object) -> str:

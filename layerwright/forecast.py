@@ -1,6 +1,7 @@
 """Tell what a search would do, and how long it would take here, before it is begun."""
 
 from . import cost, presets
+from .console import about
 from .corpus import Corpus
 from .search import SearchSettings, step_seconds
 from .train import Plan
@@ -14,7 +15,7 @@ def outlook(settings: SearchSettings) -> list[tuple[str, str]]:
     """
     candidates, corpus = settings.candidates(), Corpus.open(settings.corpus)
     space, ordinary = candidates.space, presets.interleaved(candidates.space.largest)
-    rows = [("space", str(space)), ("architectures", f"{space.size:,}")]
+    rows = [("space", str(space)), ("architectures", about(space.size) if space.values_open else f"{space.size:,}")]
     for name, measure in (("smallest", cost.smallest), ("largest", cost.largest)):
         arch = measure(space, cost.parameters)
         costs = candidates.costs(arch)

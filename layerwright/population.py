@@ -14,7 +14,7 @@ from .architecture import Architecture
 from .batches import Batch
 from .layers import Context
 from .objectives import Question, segments_of
-from .prefixes import Beginnings, visit
+from .prefixes import HALF, Beginnings, visit
 from .recipe import Objective
 from .space import Part
 from .supernet import Supernet
@@ -41,7 +41,7 @@ class Population:
         self.layers = 0
         self._held = held
         self._questions: list[Question | None] = [None] * len(held)
-        self._kept: Beginnings[Choice, Tensor | None] = Beginnings(room, _size)
+        self._kept: Beginnings[Choice, Tensor | None] = Beginnings(room, _size, HALF * len(held))
 
     def score(self, arch: Architecture) -> Scores:
         """Return the mean loss and parts over the batches, as `recipe.score` does."""

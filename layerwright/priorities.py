@@ -158,7 +158,7 @@ class OperationPriority(BaseModel):
             child = space.turn(child, fresh, rng)
         formulas = operations_at(space, child)
         if not formulas:
-            return child
+            return space.mutate(child, rng) if fresh is None else child
         slot = fresh if fresh in formulas else rng.choice(list(formulas))
         weights = self._weights(space, before, slot) if self.priority else None
 

@@ -33,7 +33,7 @@ from .proxy import Proxy
 from .settings import sync_folder, write_atomically
 from .space import Space
 from .strategies import StrategySettings, Trial, at_random
-from .study import History, explore, opened
+from .study import History, explore, opened, study_url
 from .train import Plan, make_accelerator
 
 
@@ -209,7 +209,7 @@ class _Run:
         settings, judge = self.settings, self._judge(supernet)
         found = {}
         controls = settings.trials if settings.controls is None else settings.controls
-        url = settings.storage or f"sqlite:///{self.out.resolve() / 'study.db'}"
+        url = settings.storage or study_url(self.out.resolve() / "study.db")
         with opened(url) as storage:
             for name, strategy, trials, seed in (
                 ("search", settings.strategy.strategy(), settings.trials, f"{settings.seed}"),
@@ -258,7 +258,7 @@ class _Run:
         numbers = {"top": settings.top, "spread": settings.spread, "seeds": settings.seeds, "seed": settings.seed}
         chosen = self.candidates.choose(found, control, **numbers)
         unknown = list(dict.fromkeys(one.arch for one in chosen if one.arch in self.space and one.arch not in known))
-        known |= {arch: self._score_of(judge.score(arch)) for arch in unknown}
+        known |= {arch: self._judged(judge, arch) for arch in unknown}
         for one in chosen:
             if one.arch not in self.space:
                 warn(f"{one.name} is not in the space, so the supernet cannot score it: it is trained for comparison only")
@@ -267,6 +267,14 @@ class _Run:
             listed.append({"name": one.name, "arch": one.arch.explicit(), "seeds": one.seeds, **told})
         self._write()
         write_atomically(self.out / "chosen.json", json.dumps(listed, indent=1))
+
+    def _judged(self, judge: Population | Proxy, arch: Architecture) -> float:
+        """Return the score of a baseline; one that has none is trained from scratch all the same."""
+        try:
+            return self._score_of(judge.score(arch))
+        except FloatingPointError as error:
+            warn(f"{arch} has no score: {error}")
+            return math.nan
 
     def _chosen(self, signals: Signals) -> list[dict[str, Any]]:
         """Return what to train from scratch, once the main process has written it."""

@@ -48,6 +48,14 @@ class Space:
     settings: tuple[tuple[str, Value], ...]
     slots: tuple[tuple[Run, ...], ...]
 
+    def __hash__(self) -> int:
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> int:
+        # Of all that a space holds, and asked for by each look into what is cached of it.
+        return hash((self.settings, self.slots))
+
     @classmethod
     def parse(cls, text: str) -> Space:
         """Read a space.  `Space.parse(str(s)) == s` for every space.

@@ -257,7 +257,7 @@ def propose(
     return None
 
 
-@lru_cache(maxsize=1 << 14)
+@lru_cache(maxsize=1 << 16)
 def _key(space: Space, arch: Architecture) -> Hashable:
     # Every proposal asks for those of the whole history.
     return space.key(arch)

@@ -7,13 +7,14 @@ that is killed between the two leaves a trial that never ends: the next one fail
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import optuna
 from optuna.exceptions import OptunaError
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial, TrialState
-from sqlalchemy.engine import make_url
+from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, SQLAlchemyError
 
 from .architecture import Architecture
@@ -22,6 +23,11 @@ from .space import Space
 from .strategies import Strategy, Trial, distributions, parameters, propose, quiet_optuna
 
 Score = Callable[[Architecture], float]
+
+
+def study_url(path: Path) -> str:
+    """Return the URL of the studies in a file, whatever characters are in its name."""
+    return URL.create("sqlite", database=str(path)).render_as_string(hide_password=False)
 
 
 @contextmanager

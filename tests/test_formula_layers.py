@@ -24,6 +24,7 @@ from layerwright.layers import FormulaAttention, LightweightConvolution, SelfAtt
 from layerwright.layers import formula as module
 from layerwright.layers.lightweight import slide
 from layerwright.models import LayerwrightConfig, LayerwrightModel
+from layerwright.operations import EACH, OPERATIONS, operation
 from layerwright.testing import LayerContract, check_layer
 
 SPACE = FormulaSpace.parse("*10")
@@ -266,3 +267,18 @@ def test_formulas_export(tmp_path: Path):
     export.trace(traced).save(tmp_path / "model.onnx")
     gap, _ = export.check(traced, runtime.Session(tmp_path / "model.onnx"))
     assert 0 < gap < 1e-5
+
+
+def test_rows_of_an_operation_of_ones_own_reach_nothing_that_is_not_seen():
+    """A logarithm of a softmax is not 0 where it was given -infinity."""
+    known = dict(OPERATIONS)
+    try:
+        operation("logsoftmax", EACH, lambda x: x, tensor=lambda x: x.log_softmax(-1), rows=True)
+        made, x = layer("matmul(logsoftmax(matmul(q,t(k))),v)"), hidden()
+        found = made(x, Context(MASK))
+        for row, length in enumerate(MASK.sum(1).tolist()):
+            alone = made(x[row : row + 1, :length], Context())
+            torch.testing.assert_close(found[row : row + 1, :length], alone, rtol=1e-4, atol=1e-4)
+    finally:
+        OPERATIONS.clear()
+        OPERATIONS.update(known)

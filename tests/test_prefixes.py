@@ -102,3 +102,11 @@ def test_what_is_used_most_is_kept():
     before = kept.applied
     kept.run(("x", "y", "z"), "", str.__add__)
     assert kept.applied == before + 1
+
+
+def test_what_was_used_long_ago_is_forgotten_and_the_states_are_the_same():
+    kept = Beginnings(6, lambda state: 1, half=5)
+    for number in range(2000):
+        assert kept.run((number, "x", number % 3), "", lambda state, choice: f"{state}{choice}") == f"{number}x{number % 3}"
+    assert len(kept._uses) <= 2 * 5 * 12
+    assert kept.taken <= 6

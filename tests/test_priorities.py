@@ -228,6 +228,12 @@ def test_other_values_left_open_mutate_as_their_domains_do() -> None:
         trials = run(SMALL, space, 15, lambda arch: -len(str(arch)))
         assert all(trial.arch in space for trial in trials)
         assert len(trials) == 15
+        alone = Space.parse("64 vocab=50: 3xdigits[text=*]")
+        parent = alone.sample(Random(1))
+        children = [SMALL(alone, [Trial(n, parent, 1.0) for n in range(8)], Random(n)) for n in range(20)]
+        assert {str(child) for child in children} - {str(parent)}, "the parent itself came back"
+        slots = [sum(a != b for a, b in zip(child.layers, parent.layers, strict=True)) for child in children]
+        assert max(slots) == 1
     finally:
         KINDS.clear()
         KINDS.update(before)

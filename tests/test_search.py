@@ -363,3 +363,20 @@ def test_a_candidate_that_is_not_finite_is_a_failure(corpus: Path, tmp_path: Pat
     assert all("formula" in row["arch"] and "its score is" in row["failure"] for row in failed)
     assert len(results["trials"]) == 9 - len(failed)
     assert not any(Architecture.parse(row["arch"]).layers[0].kind == "formula" for row in results["trials"])
+
+
+def test_a_baseline_without_a_score_is_trained_all_the_same(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judged = Proxy.score
+
+    def diverging(judge: Proxy, arch: Architecture) -> dict[str, float]:
+        if sys._getframe(1).f_code.co_name == "_judged":
+            raise FloatingPointError("step 1: loss nan")
+        return judged(judge, arch)
+
+    monkeypatch.setattr(Proxy, "score", diverging)
+    results = search(settings(corpus, proxy=1, trials=2, controls=0, baselines=["random"]), tmp_path)
+    row = next(row for row in results["standalone"] if row["name"] == "random-1")
+    assert row["supernet"] is None
+    assert math.isfinite(row["loss"])

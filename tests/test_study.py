@@ -13,7 +13,7 @@ import layerwright.layers  # noqa: F401
 from layerwright.architecture import Architecture
 from layerwright.space import Space
 from layerwright.strategies import AgingEvolution, Evolution, OptunaSampler, Strategy, Trial, at_parameters, at_random
-from layerwright.study import History, explore, opened
+from layerwright.study import History, explore, opened, study_url
 
 SPACE = Space.parse("64 vocab=50: 8x{conv|attn|ffn} {attn ffn|}")
 IDENTITY = {"space": str(SPACE), "seed": "0"}
@@ -180,3 +180,11 @@ def test_killed_at_random_moments_it_makes_the_same_trials(tmp_path: Path, url: 
     trials = run(url, states.count("COMPLETE") + 5)
     assert len(trials) > 5
     assert trials == run(f"sqlite:///{tmp_path}/whole.db", len(trials))
+
+
+@pytest.mark.parametrize("name", ["8x{conv|attn|ffn}", "what?", "100%20#sure", "a b"])
+def test_a_folder_may_have_any_name(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with opened(study_url(tmp_path / name / "study.db")) as storage:
+        assert optuna.create_study(storage=storage).study_name
+    assert (tmp_path / name / "study.db").is_file()

@@ -11,7 +11,12 @@ from ..registry import OptionError, layer
 from .context import Context
 
 
-@layer("attn", heads=lambda width: max(1, width // 64))
+def usual_heads(width: int) -> int:
+    """Return the most heads of at least 64 channels that divide a width."""
+    return next(heads for heads in range(max(1, width // 64), 0, -1) if width % heads == 0)
+
+
+@layer("attn", heads=usual_heads)
 class SelfAttention(nn.Module):
     """Every token looks at every token: softmax(QK^T / sqrt(E)) V in each head, then a linear map."""
 

@@ -13,13 +13,13 @@ from .. import dynamic_convolution, fused_convolution, kernels
 from ..errors import nearest
 from ..fused import project, ready
 from ..registry import OptionError, layer
-from .attention import divide, look
+from .attention import divide, look, usual_heads
 from .context import Context
 
 FORMS = ("released", "transformers", "paper")
 
 
-@layer("conv", heads=lambda width: max(1, width // 64), kernel=9)
+@layer("conv", heads=usual_heads, kernel=9)
 class DynamicConvolution(nn.Module):
     """LV-BERT's dynamic convolution, as its released code computes it (model/modeling.py).
 
@@ -68,7 +68,7 @@ class DynamicConvolution(nn.Module):
         return fused_convolution.gated(x, maps, heads=self.heads, near=context.neighbours(self.kernel))
 
 
-@layer("sdconv", heads=lambda width: max(1, width // 64), kernel=9)
+@layer("sdconv", heads=usual_heads, kernel=9)
 class SpanConvolution(nn.Module):
     """Span-based dynamic convolution alone (Jiang et al. 2020), at the whole width.
 
@@ -104,7 +104,7 @@ class SpanConvolution(nn.Module):
         return project(convolve(hide(value, context), logits.unflatten(-1, (self.heads, self.kernel)), context), self.out)[0]
 
 
-@layer("mixed", heads=lambda width: max(1, width // 64), ratio=2, kernel=9, form="released")
+@layer("mixed", heads=usual_heads, ratio=2, kernel=9, form="released")
 class MixedAttention(nn.Module):
     """ConvBERT's mixed attention: some heads attend, some convolve by spans; both read one query (Jiang et al. 2020).
 

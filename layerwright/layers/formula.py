@@ -17,7 +17,7 @@ from ..formulas import Formula
 from ..kernels import drop
 from ..operations import OPERATIONS, Shape
 from ..registry import Domain, OptionError, layer
-from .attention import divide, look
+from .attention import divide, look, usual_heads
 from .context import Context
 from .convolution import hide
 
@@ -40,7 +40,7 @@ class Stage(NamedTuple):
     scales: int = 1
 
 
-@layer("formula", heads=lambda width: max(1, width // 64), text=str(ATTENTION))
+@layer("formula", heads=usual_heads, text=str(ATTENTION))
 class FormulaAttention(nn.Module):
     """A formula over Q, K and V in each head, then a linear map; with its default text this is `attn`.
 
@@ -122,7 +122,8 @@ class FormulaAttention(nn.Module):
     def rows(self, stage: Stage, given: list[Tensor], context: Context) -> Tensor:
         """Compute an operation on rows of a map; a token that sees none, such as one of padding, has zeros."""
         wide = [_seen(one.to(torch.promote_types(one.dtype, torch.float32)), context, -torch.inf) for one in given]
-        found = torch.as_tensor(OPERATIONS[stage.name].tensor(*wide)).nan_to_num(0.0).to(given[0].dtype)
+        found = torch.as_tensor(OPERATIONS[stage.name].tensor(*wide))
+        found = _seen(found, context, 0.0).nan_to_num(0.0).to(given[0].dtype)  # not every operation leaves what it was not shown
         if context.maps is not None:
             context.maps.append(found)
         return found

@@ -8,12 +8,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..registry import layer
-from .attention import divide
+from .attention import divide, usual_heads
 from .context import Context
 from .convolution import centred, depthwise, hide
 
 
-@layer("lightconv", heads=lambda width: max(1, width // 64), kernel=9)
+@layer("lightconv", heads=usual_heads, kernel=9)
 class LightweightConvolution(nn.Module):
     """u = (x W_v + b_v) * sigmoid(x W_g + b_g); the channels of a head share one kernel, a softmax over its K taps.
 
