@@ -355,7 +355,7 @@ WRONG = [
     ("768 vocab=2 vocab=3: attn", "vocab=3", "'vocab' is set twice"),
     ("100: ffn attn[heads=3]", "heads=3", "3 heads do not divide the width 100; 2 or 4 would"),
     ("768: conv[heads=7]", "heads=7", "7 heads do not divide the width 768; 6 or 8 would"),
-    ("200: attn", "attn", "3 heads do not divide the width 200"),
+    ("768: attn[heads=0]", "heads=0", "must be at least 1"),
     ("768: conv[heads=12,kernel=4]", "kernel=4", "kernel 4 is even and has no centre; 3 or 5 would do"),
     ("768: attn[heads=1.5]", "heads=1.5", "expected an integer"),
     ("768: ffn[act=3]", "act=3", "expected a word"),
