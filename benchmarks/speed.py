@@ -7,9 +7,10 @@ masked language modelling; bf16 autocast, dropout 0.1.
 Every side is a process of its own, with its own memory, as its users run it; those of a model take turns, one step each, so
 that whatever else the machine does falls on all alike.  The ratio of two sides is the median over the rounds of that in a round.
 
-First both sides must compute the same (benchmarks/peers.py).  The row "memory kept" gives it our setting
-of the C library's allocator as well.  Peak memory is that of the resident set (VmHWM) after the first steps, so that
-compiling does not count; activations are what is left without the weights, the gradients and the state of the optimizer.
+First both sides must compute the same (benchmarks/peers.py), and the first losses of all sides of a model, compiled ones
+included, lie within a tenth of each other: their weights and dropout are drawn anew.  The row "memory kept" gives it our setting
+of the C library's allocator as well.  Peak memory is that of the resident set (VmHWM) after the first steps: the peak of
+compiling does not count, what it leaves in the process does.
 """
 
 import argparse
@@ -42,6 +43,7 @@ from benchmarks.peers import (
     MaskedPeer,
     Peer,
     check_parity,
+    generator_of,
     masked_objective,
     objective,
     random_batch,
@@ -54,6 +56,8 @@ from layerwright.space import Space
 from layerwright.supernet import Supernet
 from layerwright.train import Plan, make_optimizer, train
 
+FIRST = 0.1  # by what share the first losses of two sides may differ
+Step = Callable[[], tuple[float, float]]
 PLAN = Plan(steps=10**9, precision="bf16", rate=1e-4)
 RESULTS = Path(__file__).parent / "results"
 # What each side runs: a model, and how.  The first of a model is ours, and the others are compared with it.
@@ -75,8 +79,8 @@ SIDES = {
 MODELS = tuple(dict.fromkeys(model for model, _ in SIDES.values()))
 
 
-def stepper(model: str, how: str) -> tuple[nn.Module, Callable[[], float]]:
-    """Return a side's objective, and a function that takes one step of it and returns its seconds."""
+def stepper(model: str, how: str) -> Step:
+    """Return a function that takes one step of a side, and returns its seconds and its loss."""
     torch.manual_seed(0)
     shape = SHAPES.get(model, (ROWS, LENGTH))
     stream = cycle([random_batch(seed, *shape) for seed in range(4)])
@@ -85,7 +89,7 @@ def stepper(model: str, how: str) -> tuple[nn.Module, Callable[[], float]]:
             keep_memory()
         peer = Peer(model) if model in FAMILIES else MaskedPeer()
         run = torch.compile(peer) if how == "compiled" else peer
-        return peer, partial(_peer_step, run, usual_optimizer(peer), stream)
+        return partial(_peer_step, run, usual_optimizer(peer), stream)
     if model == "bert-base":
         return train_side(masked_objective(), stream)
     arch = presets.architecture(model)
@@ -108,20 +112,20 @@ def usual_optimizer(peer: nn.Module) -> torch.optim.AdamW:
     return theirs
 
 
-def train_side(ours: nn.Module, stream: Iterable[Batch], skip: int = 0) -> tuple[nn.Module, Callable[[], float]]:
-    """Return our side with a function that takes one step of it, after so many that do not count, and returns its seconds."""
-    return ours, partial(_our_step, train(ours, stream, PLAN, make_optimizer(ours, PLAN)), skip=skip)
+def train_side(ours: nn.Module, stream: Iterable[Batch], skip: int = 0) -> Step:
+    """Return a function that takes one step of our side, after so many that do not count."""
+    return partial(_our_step, train(ours, stream, PLAN, make_optimizer(ours, PLAN)), skip=skip)
 
 
-def _our_step(reports, skip: int) -> float:
+def _our_step(reports, skip: int) -> tuple[float, float]:
     for _ in range(skip):
         next(reports)
     began = time.perf_counter()
-    next(reports)
-    return time.perf_counter() - began
+    loss = next(reports).loss
+    return time.perf_counter() - began, loss
 
 
-def _peer_step(peer: nn.Module, optimizer: torch.optim.Optimizer, stream) -> float:
+def _peer_step(peer: nn.Module, optimizer: torch.optim.Optimizer, stream) -> tuple[float, float]:
     batch = next(stream)
     began = time.perf_counter()
     with torch.autocast("cpu", torch.bfloat16):
@@ -130,29 +134,23 @@ def _peer_step(peer: nn.Module, optimizer: torch.optim.Optimizer, stream) -> flo
     torch.nn.utils.clip_grad_norm_(peer.parameters(), PLAN.clip)
     optimizer.step()
     optimizer.zero_grad()
-    loss.item()
-    return time.perf_counter() - began
+    told = loss.item()
+    return time.perf_counter() - began, told
 
 
 def serve(pipe, model: str, how: str, threads: int) -> None:
-    """Take a step for every message; at the end send the peak memory in MiB, and how much of it held activations."""
+    """Send the first loss, take a step for every message and send its seconds, and at the end the peak memory in MiB."""
     torch.set_num_threads(threads)
-    module, step = stepper(model, how)
-    # Weights and the optimizer's moments lie in memory already; a gradient of each weight is to come.
-    lasting = _memory("VmRSS") + sum(parameter.numel() * 4 for parameter in module.parameters()) / 2**20
-    for _ in range(3):
+    step = stepper(model, how)
+    _, loss = step()
+    for _ in range(2):
         step()
     watch_memory()
-    pipe.send("ready")
+    pipe.send(loss)
     while pipe.recv():
-        pipe.send(step())
-    pipe.send((_memory("VmHWM"), _memory("VmHWM") - lasting))
-
-
-def _memory(name: str) -> float:
-    """Return what `resident` does, or no number where it has none."""
-    found = resident(name)
-    return float("nan") if found is None else found
+        pipe.send(step()[0])
+    peak = resident("VmHWM")
+    pipe.send(float("nan") if peak is None else peak)
 
 
 def matrix_product(threads: int, size: int = 2048) -> float:
@@ -172,7 +170,7 @@ def step_flops(text: str) -> float:
     rows, length = SHAPES.get(text, (ROWS, LENGTH))
     if text == "bert-base":
         return 3 * rows * (cost.flops(arch, length) + 2 * round(RATE * length) * arch.embed * (arch.vocab + arch.width))
-    small = (arch if text in FAMILIES else presets.architecture("electra-small")).narrow(1 / 4)
+    small = generator_of(text if text in FAMILIES else "electra-small")
     chosen = round(RATE * LENGTH)
     heads = LENGTH * arch.width**2 + chosen * small.embed * (small.vocab + small.width)
     return 3 * ROWS * (cost.flops(arch, LENGTH) + cost.flops(small, LENGTH) + 2 * heads)
@@ -181,14 +179,18 @@ def step_flops(text: str) -> float:
 def measure(sides: dict[str, tuple[str, str]], rounds: int, threads: int) -> dict:
     """Let the sides of a model take turns: seconds by side and round, peaks by side, matrix products by round."""
     context = multiprocessing.get_context("spawn")
-    pipes, processes = {}, []
+    pipes, processes, losses = {}, [], {}
     for name, side in sides.items():
         pipes[name], end = context.Pipe()
         processes.append(context.Process(target=serve, args=(end, *side, threads), daemon=True))
         processes[-1].start()
         end.close()
         print(f"starting: {name}", flush=True)
-        assert pipes[name].recv() == "ready"
+        losses[name] = pipes[name].recv()
+    first = next(iter(losses.values()))
+    for name, loss in losses.items():
+        if SIDES[name][1] != "supernet" and abs(loss - first) > FIRST * first:
+            raise SystemExit(f"{name} begins with a loss of {loss:.3f}, and {next(iter(losses))} with {first:.3f}")
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     products = []
     for number in range(rounds):
@@ -219,11 +221,24 @@ def summarise(measured: dict) -> dict:
             "tokens_per_second": math.prod(SHAPES.get(model, (ROWS, LENGTH))) / middle,
             "slower_than_ours": statistics.median(ratios),
             "slower_range": [ratios[0], ratios[-1]],
-            "peak_mib": measured["mib"][name][0],
-            "activations_mib": measured["mib"][name][1],
+            "peak_mib": measured["mib"][name],
             "share_of_matrix_peak": step_flops(model) / middle / peak,
         }
     return table
+
+
+def begun_with(out: Path, numbers: dict) -> None:
+    """Refuse a folder whose finished runs have other numbers than those to come; else write these into it.
+
+    Raises:
+        SystemExit: naming what differs.
+    """
+    kept, told = out / "numbers.json", json.loads(json.dumps(numbers))
+    before = json.loads(kept.read_text()) if kept.exists() else told
+    if unlike := [f"{name} {before.get(name)}, not {value}" for name, value in told.items() if before.get(name) != value]:
+        raise SystemExit(f"{out} was begun with {', '.join(unlike)}: give another --out")
+    out.mkdir(parents=True, exist_ok=True)
+    kept.write_text(json.dumps(told))
 
 
 def machine() -> dict:
@@ -248,13 +263,13 @@ def _read(path: str) -> list[str]:
 
 def show(results: dict) -> None:
     """Print the tables of all models as one."""
-    print(f"\n{'':34}{'ms':>7}{'range':>14}{'tokens/s':>10}{'time / ours':>22}{'peak MiB':>10}{'activations':>12}{'of peak':>9}")
+    print(f"\n{'':34}{'ms':>7}{'range':>14}{'tokens/s':>10}{'time / ours':>22}{'peak MiB':>10}{'of peak':>9}")
     for result in results.values():
         for name, row in result["table"].items():
             spread = "{:.0f}-{:.0f}".format(*(1000 * value for value in row["range"]))
             ratio = "{:.2f} ({:.2f}-{:.2f})".format(row["slower_than_ours"], *row["slower_range"])
             print(f"{name:34}{1000 * row['seconds']:7.0f}{spread:>14}{row['tokens_per_second']:10.0f}{ratio:>22}", end="")
-            print(f"{row['peak_mib']:10.0f}{row['activations_mib']:12.0f}{row['share_of_matrix_peak']:9.0%}")
+            print(f"{row['peak_mib']:10.0f}{row['share_of_matrix_peak']:9.0%}")
     for model, result in results.items():
         peak = f"{model}: matrix products in bf16 {statistics.median(result['matrix_flops']) / 1e9:.0f} GFLOP/s"
         parity = result["parity"]

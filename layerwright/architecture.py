@@ -65,13 +65,13 @@ class Layer:
 
         Each to the nearest value that fits the width and the other options.
         """
-        kept = dict(self.options)
-        for key, value in self.options:
-            if callable(KINDS[self.kind].defaults[key]) and isinstance(value, int):
-                kept[key] = max(1, round(int(value) * to / width))
+        kept, defaults = dict(self.options), KINDS[self.kind].defaults
+        following = [key for key, value in self.options if callable(defaults[key]) and isinstance(value, int)]
+        for key in following:
+            kept[key] = max(1, round(int(kept[key]) * to / width))
         if _fits(self.kind, to, kept):
             return Layer(self.kind, tuple(kept.items()))
-        for key in [key for key, value in self.options if kept[key] != value]:
+        for key in following:
             wanted = int(kept[key])
             below, above = range(wanted, 0, -1), range(wanted + 1, 2 * wanted + to)
             nearest_first = (other for pair in zip_longest(below, above) for other in pair if other is not None)

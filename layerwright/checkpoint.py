@@ -59,7 +59,10 @@ def appearing(folder: Path) -> Iterator[Path]:
 
     What has that name already is replaced, and stays if the block or the renaming fails; a link stays one, to the new folder.
     """
-    folder = folder.resolve()
+    if folder.is_symlink():
+        folder = folder.resolve()
+        if Path.cwd().is_relative_to(folder):
+            raise FileExistsError(f"{folder} is the current folder, or one that it lies in: it would go")
     unfinished, replaced = (folder.with_name(f".{folder.name}.{state}") for state in ("tmp", "old"))
     shutil.rmtree(unfinished, ignore_errors=True)
     moved = False

@@ -7,7 +7,7 @@ import typer
 
 from .console import table
 from .corpus import CorpusSettings, build
-from .options import Assign, File, Out, setting_option, settings_help
+from .options import Assign, File, setting_option, settings_help
 from .settings import read
 
 app = typer.Typer(help="Turn text into a packed corpus with its tokenizer.", no_args_is_help=True)
@@ -28,7 +28,7 @@ def corpus_build(
             "hf:NAME[:CONFIG] for a Hugging Face data set, or the word python for the documentation that Python carries.",
         ),
     ],
-    out: Out,
+    out: Annotated[Path, typer.Option("--out", metavar="DIR", help="The folder to write, whole or not at all.")],
     vocab: Annotated[int | None, setting_option("Word pieces of the tokenizer to train.", CorpusSettings, "vocab")] = None,
     model: Annotated[str | None, setting_option("Tokenizer to train: wordpiece or bpe.", CorpusSettings, "model")] = None,
     tokenizer: Annotated[Path | None, typer.Option(help="Use this vocab.txt or tokenizer.json instead of training one.")] = None,

@@ -36,7 +36,7 @@ def predict_command(
     ] = None,
     to: Annotated[str, typer.Option("--to", metavar="FORM", help=f"Form of the predictions: {' or '.join(WRITTEN)}.")] = "tsv",
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Write them here, not to standard output.")] = None,
-    length: Annotated[int | None, typer.Option(help="Most tokens of a row. [default: the positions of the model]")] = None,
+    length: Annotated[int | None, typer.Option(help="Most tokens of a row. [default: as in its fine-tuning]")] = None,
     batch: Batch = BATCH,
     precision: Precise = "float32",
     on_bad_row: BadRow = "stop",

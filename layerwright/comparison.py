@@ -152,7 +152,7 @@ def _difference(one: TaskScores, other: TaskScores, first: Path, second: Path, s
         for metric in one.summary
         if metric in other.summary
     }
-    metric, *others = (*one.metrics, *(name for name in values if name not in one.metrics))
+    metric, *others = sorted(values, key=lambda name: (*one.metrics, name).index(name))
     rows, note = _rows(one, metric, seeds, (first, second), settings)
     lost = tuple(sum(seed in done.lost for seed in seeds) for done in (one, other))
     return Difference(

@@ -1,7 +1,6 @@
 """Hand over trained weights: a model folder that transformers loads, with its tokenizer, model card and manifest."""
 
 import json
-import math
 import shutil
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
@@ -117,13 +116,14 @@ def _complete_tokenizer(source: Path, folder: Path) -> None:
     told = read_json(folder, "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     kind = read_json(source, "config.json").get("model_type") if (source / "config.json").is_file() else None
     more: dict[str, Any] = {}
-    if kind not in (None, LayerwrightConfig.model_type) and "tokenizer_class" not in told:
+    if kind not in (None, LayerwrightConfig.model_type) and told.get("tokenizer_class") is None:
         with suppress(Exception):  # what cannot be loaded there cannot here
             more["tokenizer_class"] = type(AutoTokenizer.from_pretrained(source, trust_remote_code=False)).__name__
     model = read_json(folder, "config.json")
     if model.get("model_type") == LayerwrightConfig.model_type:
         positions = Architecture.parse(model["architecture"]).positions
-        if told.get("model_max_length", math.inf) > positions:
+        known = told.get("model_max_length")
+        if not isinstance(known, int | float) or known > positions:
             more["model_max_length"] = positions
     if more:
         (folder / "tokenizer_config.json").write_text(json.dumps(told | more, indent=2) + "\n", encoding="utf-8")

@@ -60,8 +60,8 @@ class Prediction(NamedTuple):
 class Predictor:
     """Predict with a model that classifies rows, gives them a number, chooses an option, tags words or answers questions.
 
-    length: most tokens of a row, by default the positions.  What is longer is cut (a text, or the longer one of two) or read
-    in windows (words, contexts); `cut` counts the texts that were cut.
+    length: most tokens of a row, by default as in the fine-tuning, or the positions.  What is longer is cut (a text, or the
+    longer one of two) or read in windows (words, contexts); `cut` counts the texts that were cut.
 
     Raises:
         ValueError: another model, or more tokens than it has positions.
@@ -70,9 +70,10 @@ class Predictor:
     def __init__(self, opened: Opened, *, length: int | None = None, batch: int = BATCH):
         if opened.head not in KINDS:
             raise ValueError(f"{opened.folder} has the head '{opened.head}', and predictions come from {', '.join(KINDS)}")
-        if not 8 <= (length or opened.positions) <= opened.positions:
-            raise ValueError(f"length={length}, and {opened.folder} reads rows of 8 to {opened.positions} tokens")
         config = opened.model.config
+        length = length or min(int(getattr(config, "row_length", opened.positions)), opened.positions)
+        if not 8 <= length <= opened.positions:
+            raise ValueError(f"length={length}, and {opened.folder} reads rows of 8 to {opened.positions} tokens")
         self.opened, self.batch, self.kind, self.cut = opened, batch, KINDS[opened.head], 0
         self.problem = config.problem_type
         self.labels = class_names(opened.folder, config)
@@ -80,7 +81,7 @@ class Predictor:
         self.reader = Reader.of(
             opened.tokenizer,
             pad=opened.special.get("pad", 0),
-            length=length or opened.positions,
+            length=length,
             segments=config.arch.segments > 1,
         )
 

@@ -40,7 +40,7 @@ from .corpus import Corpus
 from .errors import Interrupted
 from .handover import model_card, model_of, save_model
 from .objectives import ReplacedTokenDetection
-from .recipe import Objective, PretrainSettings, held_out, make_objective, score, stream_of
+from .recipe import Objective, PretrainSettings, check_pieces, held_out, make_objective, score, stream_of
 from .settings import write_atomically
 from .train import Plan, Report, make_accelerator, make_optimizer, train
 
@@ -92,11 +92,7 @@ class _Run:
         self.corpus = Corpus.open(settings.corpus)
         self.objective = make_objective(settings, self.corpus)
         self.machine = make_accelerator(partial=self.space.size > 1, trackers=settings.trackers, folder=out)
-        share, pieces = settings.batch // self.machine.num_processes, settings.plan.accumulate
-        if share % pieces:
-            raise ValueError(
-                f"plan.accumulate={pieces} does not divide the {share} rows that each process has of batch={settings.batch}"
-            )
+        check_pieces(settings, self.machine.num_processes)
         self.objective.to(self.machine.device)
         self.held = held_out(self.corpus, settings)
         self.start, self.seconds = 0, 0.0

@@ -153,14 +153,15 @@ class OperationPriority(BaseModel):
         child = best[born % self.parents % len(best)].arch
         turns = [slot for slot in space.open_slots if len(space.slots[slot]) > 1]
         fresh = None
-        if turns and (not operations_at(space, child) or rng.random() < self.turn):
+        if turns and (not space.varying(child) or rng.random() < self.turn):
             fresh = rng.choice(turns)
             child = space.turn(child, fresh, rng)
-        formulas = operations_at(space, child)
-        if not formulas:
-            return space.mutate(child, rng) if fresh is None else child
-        slot = fresh if fresh in formulas else rng.choice(list(formulas))
-        weights = self._weights(space, before, slot) if self.priority else None
+        varying = space.varying(child)
+        if not varying:
+            return child
+        slot = fresh if fresh in varying else rng.choice(varying)
+        formula = slot in operations_at(space, child)
+        weights = self._weights(space, before, slot) if self.priority and formula else None
 
         def change(domain: Domain, value: Any, rng: Random) -> Any:
             if not isinstance(domain, FormulaSpace):

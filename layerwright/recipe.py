@@ -94,6 +94,16 @@ class PretrainSettings(BaseModel):
         return plan.steps or max(1, (plan.tokens or 0) // (self.batch * self.length))
 
 
+def check_pieces(settings: PretrainSettings, processes: int) -> None:
+    """Refuse to cut what each process has of a batch into pieces that it cannot be cut into.
+
+    Raises: ValueError.
+    """
+    share, pieces = settings.batch // processes, settings.plan.accumulate
+    if share % pieces:
+        raise ValueError(f"accumulate={pieces} does not divide the {share} rows that each process has of batch={settings.batch}")
+
+
 def make_objective(settings: PretrainSettings, corpus: Corpus) -> Objective:
     """Build what the settings describe, freshly initialised from the seed.
 

@@ -30,6 +30,7 @@ from .objectives import MaskedLM
 from .population import Population
 from .pretrain import Objective, PretrainSettings, held_out, load, make_objective, pretrain, seconds_per_step
 from .proxy import Proxy
+from .recipe import check_pieces
 from .settings import sync_folder, write_atomically
 from .space import Space
 from .strategies import StrategySettings, Trial, at_random
@@ -146,6 +147,8 @@ class _Run:
         self.corpus = Corpus.open(settings.corpus)
         self.machine = make_accelerator()
         self.held = held_out(self.corpus, settings.training(self.space, settings.supernet))
+        for plan in (settings.supernet, settings.retrain):
+            check_pieces(settings.training(self.space, plan), self.machine.num_processes)
         for arch in filter(None, self.candidates.baselines.values()):
             if arch.vocab < self.corpus.vocab or arch.positions < settings.length:
                 # Refused now, not when everything else is done.

@@ -192,6 +192,10 @@ class Space:
         branch = rng.choice([some for some in left if some])
         return self.slots[slot][branch[0] if len(branch) == 1 else rng.choice(branch)]
 
+    def varying(self, arch: Architecture) -> list[int]:
+        """Return the slots at which an architecture has a value left open."""
+        return [slot for slot, (run, _) in enumerate(self.parts(arch)) if any(map(domains, self.slots[slot][run]))]
+
     def mutate(self, arch: Architecture, rng: Random, rate: float | None = None) -> Architecture:
         """Change one open slot, or each with a probability `rate` but at least one: `turn` it or, as likely, `vary` it.
 

@@ -10,6 +10,7 @@ one that never stopped.
 
 import hashlib
 import math
+import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -135,6 +136,12 @@ def make_accelerator(*, partial: bool = False, trackers: Sequence[str] = (), fol
     return Accelerator(cpu=cpu, mixed_precision="no", kwargs_handlers=[unused], log_with=log_with, project_dir=folder)
 
 
+def _usual(model: nn.Module) -> Accelerator | Alone:
+    """Return where a model is trained without an accelerator: where it lies, unless a launcher began several processes."""
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return make_accelerator() if several else Alone(next(model.parameters()).device)
+
+
 def train(
     model: nn.Module,
     stream: Iterable[Batch],
@@ -147,8 +154,9 @@ def train(
 ) -> Iterator[Report]:
     """Take steps `start` to `plan.steps`, yielding after each; the stream begins at the batch of step `start`.
 
-    model: a batch -> Loss.  It must already be on the accelerator's device.  A step whose loss or gradient is not finite
-    changes nothing where its batch names an architecture, for that may be the fault of this one alone; the next goes on.
+    model: a batch -> Loss.  It must already be on the accelerator's device; without one it is trained where it is.  A step
+    whose loss or gradient is not finite changes nothing where its batch names an architecture, for that may be the fault of
+    this one alone; the next goes on.
 
     Raises:
         FloatingPointError: the loss or the gradient of another batch is not finite; the weights are those before the step.
@@ -156,7 +164,7 @@ def train(
     """
     if plan.steps is None:
         raise ValueError("a plan needs a number of steps to train by")
-    machine = accelerator or make_accelerator()
+    machine = accelerator or _usual(model)
     keep_memory()
     model.train()
     # An accelerator keeps every model it has prepared, so several trainings with one would fill the memory.

@@ -346,6 +346,7 @@ def test_a_metric_that_only_one_of_two_has_is_not_compared(tmp_path, evaluations
     def with_another(evaluation: dict) -> dict:
         for task in evaluation["tasks"]:
             task["summary"]["accuracy_mismatched"] = next(iter(task["summary"].values()))
+            task["metrics"].append("accuracy_mismatched")
             for seed in task["seeds"]:
                 seed["scores"]["accuracy_mismatched"] = 0.5
         return evaluation

@@ -73,7 +73,7 @@ def test_a_card_may_be_edited_and_left_out_and_a_changed_file_says_what_to_do(tm
     (folder / "manifest.json").write_text(json.dumps(older))
     open_folder(folder)
     config = (folder / "config.json").read_text()
-    for changed in (config.replace("layerwright", "layerwrong"), config + " "):
+    for changed in (config.swapcase(), config + " "):
         (folder / "config.json").write_text(changed)
         with pytest.raises(IntegrityError, match=r"if you changed it, delete manifest\.json"):
             open_folder(folder)

@@ -159,7 +159,7 @@ def test_folding_writes_what_a_person_would():
     assert fold(["attn", "ffn", "conv"]) == "attn ffn conv"
 
 
-@given(ARCHITECTURES, st.sampled_from([1, 1 / 2, 1 / 3, 1 / 4]))
+@given(ARCHITECTURES, st.sampled_from([1, 0.9, 3 / 4, 1 / 2, 1 / 3, 1 / 4]))
 def test_narrowing_keeps_depth_and_embeddings(arch: Architecture, fraction: float):
     grouped = any(dict(one.options).get("groups", 1) != 1 for one in arch.layers)
     assume(fraction == 1 or not grouped)  # so many groups need not divide another width
@@ -564,6 +564,8 @@ def test_what_no_text_can_say_is_no_architecture(settings: dict[str, object], me
         ("300: attn[heads=6] ffn", 1 / 4, "75 embed=300: attn[heads=3] ffn"),
         ("832: attn ffn", 1 / 4, "208 embed=832: attn[heads=4] ffn"),
         ("704: mixed ffn", 1 / 4, "176 embed=704: mixed[heads=4] ffn"),
+        ("132: attn ffn", 3 / 4, "99 embed=132: attn[heads=3] ffn"),
+        ("140: conv ffn", 3 / 4, "105 embed=140: conv[heads=3] ffn"),
     ],
 )
 def test_what_would_not_fit_a_narrow_width_becomes_the_nearest_that_does(text: str, fraction: float, wanted: str):

@@ -236,7 +236,7 @@ def test_what_is_predicted_is_what_was_scored_in_fine_tuning(kind: str, suffix: 
     finetune(model, tmp_path / "run", FinetuneSettings(**files, **numbers, **more))
     lines = (tmp_path / "run/seeds/0/predictions.jsonl").read_text().splitlines()
     stored = {one["key"]: one["prediction"] for one in map(json.loads, lines)}
-    found = {one.key: one.said for one in predict_file(predictor(tmp_path / "run/model", length=24), files["valid"])}
+    found = {one.key: one.said for one in predict_file(predictor(tmp_path / "run/model"), files["valid"])}
     assert stored.keys() == found.keys()
     part = {"classification": "label", "regression": "value", "choices": "choice", "tags": "tags", "spans": "answer"}[kind]
     assert len({str(said[part]) for said in found.values()}) > 1

@@ -1,6 +1,7 @@
 """Scaled dot-product self-attention (Vaswani et al. 2017, equation 1)."""
 
 import math
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from ..registry import OptionError, layer
 from .context import Context
 
 
+@lru_cache(maxsize=1 << 10)
 def usual_heads(width: int) -> int:
     """Return the most heads of at least 64 channels that divide a width."""
     return next(heads for heads in range(max(1, width // 64), 0, -1) if width % heads == 0)

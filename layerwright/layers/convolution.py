@@ -203,8 +203,10 @@ def depthwise(x: Tensor, weight: Tensor, context: Context) -> Tensor:
         return F.conv1d(x.transpose(1, 2), weight, padding=kernel // 2, groups=weight.shape[0]).transpose(1, 2)
     half, length = kernel // 2, x.shape[1]
     padded = F.pad(x, (0, 0, half, half))
-    shifted = [padded[:, tap : tap + length] * near[..., tap : tap + 1] * weight[:, 0, tap] for tap in range(kernel)]
-    return torch.stack(shifted).sum(0)
+    found = padded[:, :length] * near[..., :1] * weight[:, 0, 0]
+    for tap in range(1, kernel):  # one after another: as a whole they would take as many times the memory
+        found = found + padded[:, tap : tap + length] * near[..., tap : tap + 1] * weight[:, 0, tap]
+    return found
 
 
 def convolve(x: Tensor, logits: Tensor, context: Context) -> Tensor:

@@ -306,7 +306,8 @@ class _Run:
         hidden = {"classifier_act": self.shape.act, "classifier_input_dropout": self.shape.input_dropout}
         ids = {f"{name}_token_id": self.net.ids[name] for name in ("pad", "cls", "sep")}
         tied = {"tied_layers": self.net.tied or None}
-        return rates | ids | tied | (hidden if self.form.head in SUMMED_UP else {}) | self.form.config() | median.config
+        read = {"row_length": self.settings.length}
+        return rates | ids | tied | read | (hidden if self.form.head in SUMMED_UP else {}) | self.form.config() | median.config
 
     def _facts(self, results: FinetuneResults) -> dict[str, object]:
         """Return what the model card says of the training."""
