@@ -404,6 +404,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     out = asked.out or (RESULTS / "gpu.json" if device.type == "cuda" and not asked.small else None)
     result: dict[str, Any] = json.loads(out.read_text()) if out is not None and out.exists() else {}
     result["machine"] = machine() | {"device": name, "cuda": torch.version.cuda}
+    for kind in asked.parts:
+        result.setdefault(kind, {})
     failed = []
 
     def keep(kind: str, name: str, found: Any) -> None:
