@@ -31,7 +31,18 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from benchmarks.layers import shifted, unfolded
-from benchmarks.peers import RATE, SPECIAL, WEIGHT, MaskedPeer, Peer, compare, copy_masked_weights, copy_weights, random_batch
+from benchmarks.peers import (
+    RATE,
+    SPECIAL,
+    WEIGHT,
+    MaskedPeer,
+    Peer,
+    compare,
+    compare_first,
+    copy_masked_weights,
+    copy_weights,
+    random_batch,
+)
 from benchmarks.speed import PLAN, RESULTS, machine
 from layerwright import cost, presets
 from layerwright.architecture import Architecture
@@ -43,7 +54,6 @@ from layerwright.settings import write_atomically
 from layerwright.train import make_optimizer, train
 
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 5e-2}
-FIRST = 0.1  # by what share the first losses of two sides may differ: weights and dropout are drawn anew
 PARTS = ("convolution", "forward", "training")
 WARM = 3  # turns that do not count
 
@@ -201,9 +211,7 @@ def training(name: str, work: Work, place: Place) -> dict[str, Any]:
         }
     sides = {side: built(partial(make, work, place), place) for side, make in makers.items()}
     losses = {side: step() for side, (step, _) in sides.items()}
-    for side, loss in losses.items():
-        if not abs(loss / losses["layerwright"] - 1) < FIRST:
-            raise SystemExit(f"{name}: the first loss of {side} is {loss:.4g}, that of layerwright {losses['layerwright']:.4g}")
+    compare_first(name, losses)
     found = measure(sides, place, work=work.rows * work.length, flops=step_flops(work))
     return {"rows": work.rows, "length": work.length, "architecture": str(work.arch), "parity": parity, **found}
 
@@ -368,17 +376,20 @@ def measure_all(
             print(f"{name}: {error}", file=sys.stderr, flush=True)
             keep(kind, name, {"failed": str(error)})
 
-    for precision, kind in product((torch.float32, torch.bfloat16), ("convolution", "forward")):
+    with_peers = [model for model in models if known[model].family is not None]
+    for precision in (torch.float32, torch.bfloat16):
         said = str(precision)[6:]
-        for shape in shapes if kind in parts and kind == "convolution" else ():
-            name = "{} x {}, {} heads of {}, kernel {}".format(*shape) + f", {said}"
-            part(kind, name, partial(convolutions, shape, place, precision))
-        for model in models if kind in parts and kind == "forward" else ():
-            if known[model].family is not None:
-                part(kind, f"{model}, {said}", partial(forward, known[model], place, precision))
-    for model, factor in product(models, times) if "training" in parts else ():
-        work = known[model]._replace(rows=factor * known[model].rows)
-        part("training", f"{model}, {work.rows} x {work.length}", partial(training, model, work, place))
+        if "convolution" in parts:
+            for shape in shapes:
+                name = "{} x {}, {} heads of {}, kernel {}".format(*shape) + f", {said}"
+                part("convolution", name, partial(convolutions, shape, place, precision))
+        if "forward" in parts:
+            for model in with_peers:
+                part("forward", f"{model}, {said}", partial(forward, known[model], place, precision))
+    if "training" in parts:
+        for model, factor in product(models, times):
+            work = known[model]._replace(rows=factor * known[model].rows)
+            part("training", f"{model}, {work.rows} x {work.length}", partial(training, model, work, place))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -410,7 +421,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def keep(kind: str, name: str, found: Any) -> None:
         """Write what is known so far: a run may be cut short, and taken up with the parts that are missing."""
-        result.setdefault(kind, {})[name] = found
+        result[kind][name] = found
         if "failed" in found:
             failed.append(name)
         if out is not None:

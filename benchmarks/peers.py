@@ -5,7 +5,7 @@ The other side is a careful user's: output layer on the chosen positions only, a
 weights copied across and the same corrupted input, losses, logits and gradients agree.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +32,7 @@ from layerwright.supernet import Supernet
 from layerwright.vocabulary import Special
 
 ROWS, LENGTH, RATE, WEIGHT = 32, 128, 0.15, 50.0
+FIRST = 0.1  # by what share the first losses of two sides may differ
 SHAPES = {"bert-base": (8, 512)}  # rows and length where they are others
 SPECIAL = Special(pad=0, unk=100, cls=101, sep=102, mask=103)
 FAMILIES = {
@@ -199,6 +200,18 @@ def _pairs(ours: Backbone, theirs: nn.Module) -> Iterator[tuple[nn.Module, nn.Mo
         yield ffn.body.up, layer.intermediate.dense
         yield ffn.body.out, layer.output.dense
         yield ffn.norm, layer.output.LayerNorm
+
+
+def compare_first(name: str, losses: Mapping[str, float]) -> None:
+    """Compare the first losses of sides with that of the first side; weights and dropout of each are drawn anew.
+
+    Raises:
+        SystemExit: one differs by more than a share of `FIRST`, or is no number.
+    """
+    (ours, first), *others = losses.items()
+    for side, loss in others:
+        if not abs(loss / first - 1) < FIRST:
+            raise SystemExit(f"{name}: the first loss of {side} is {loss:.4g}, that of {ours} {first:.4g}")
 
 
 def check_parity(model: str) -> dict[str, float]:

@@ -43,6 +43,7 @@ from benchmarks.peers import (
     MaskedPeer,
     Peer,
     check_parity,
+    compare_first,
     generator_of,
     masked_objective,
     objective,
@@ -52,11 +53,11 @@ from layerwright import cost, presets
 from layerwright.backbone import Backbone
 from layerwright.batches import Batch
 from layerwright.memory import keep_memory, resident, watch_memory
+from layerwright.settings import differences, write_atomically
 from layerwright.space import Space
 from layerwright.supernet import Supernet
 from layerwright.train import Plan, make_optimizer, train
 
-FIRST = 0.1  # by what share the first losses of two sides may differ
 Step = Callable[[], tuple[float, float]]
 PLAN = Plan(steps=10**9, precision="bf16", rate=1e-4)
 RESULTS = Path(__file__).parent / "results"
@@ -187,10 +188,7 @@ def measure(sides: dict[str, tuple[str, str]], rounds: int, threads: int) -> dic
         end.close()
         print(f"starting: {name}", flush=True)
         losses[name] = pipes[name].recv()
-    first = next(iter(losses.values()))
-    for name, loss in losses.items():
-        if SIDES[name][1] != "supernet" and abs(loss - first) > FIRST * first:
-            raise SystemExit(f"{name} begins with a loss of {loss:.3f}, and {next(iter(losses))} with {first:.3f}")
+    compare_first("training steps", {name: loss for name, loss in losses.items() if SIDES[name][1] != "supernet"})
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     products = []
     for number in range(rounds):
@@ -233,12 +231,11 @@ def begun_with(out: Path, numbers: dict) -> None:
     Raises:
         SystemExit: naming what differs.
     """
-    kept, told = out / "numbers.json", json.loads(json.dumps(numbers))
-    before = json.loads(kept.read_text()) if kept.exists() else told
-    if unlike := [f"{name} {before.get(name)}, not {value}" for name, value in told.items() if before.get(name) != value]:
-        raise SystemExit(f"{out} was begun with {', '.join(unlike)}: give another --out")
+    kept = out / "numbers.json"
+    if kept.exists() and (unlike := differences(json.loads(kept.read_text()), numbers)):
+        raise SystemExit(f"{out} was begun with other numbers ({', '.join(unlike)}): give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    kept.write_text(json.dumps(told))
+    write_atomically(kept, json.dumps(numbers))
 
 
 def machine() -> dict:

@@ -152,7 +152,8 @@ def _difference(one: TaskScores, other: TaskScores, first: Path, second: Path, s
         for metric in one.summary
         if metric in other.summary
     }
-    metric, *others = sorted(values, key=lambda name: (*one.metrics, name).index(name))
+    deciding = [name for name in one.metrics if name in values]
+    metric, *others = (*deciding, *(name for name in values if name not in deciding))
     rows, note = _rows(one, metric, seeds, (first, second), settings)
     lost = tuple(sum(seed in done.lost for seed in seeds) for done in (one, other))
     return Difference(

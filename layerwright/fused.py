@@ -100,7 +100,7 @@ def surprise(x: Tensor, matrix: Tensor, bias: Tensor, targets: Tensor, chance: T
     if not ready(x):
         return kernels.surprise(x, matrix, bias, targets, chance)
     targets = targets.long().contiguous()
-    if len(targets) and (wrong := targets[(targets < 0) | (targets >= len(matrix))]).numel():
+    if (wrong := targets[(targets < 0) | (targets >= len(matrix))]).numel():
         raise IndexError(f"target {wrong[0]} is not one of {len(matrix):,} tokens")
     nats, tokens = run(_Surprise, x, matrix, bias, targets, chance)
     return nats, tokens

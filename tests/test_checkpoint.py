@@ -312,6 +312,13 @@ def test_a_manifest_that_is_none_is_named(tmp_path, manifest):
         verify_folder(tmp_path)
 
 
+def test_a_folder_that_cannot_get_its_name_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(Path, "rename", lambda path, to: os.rename(path, tmp_path / "no" / "such" / to.name))
+    with pytest.raises(OSError, match="model"), appearing(tmp_path / "model") as folder:
+        (folder / "weights").write_text("new")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_folder_stays_that_what_replaces_it_cannot_get_the_name_of(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "weights").write_text("old")
