@@ -18,6 +18,8 @@ from . import kernels
 from .kernels import run
 from .native import call, offers, serves
 
+LINE = 32  # numbers of 16 bits in a line of the cache
+
 
 def ready(x: Tensor, *maps: nn.Module) -> bool:
     """Return whether the functions of this file serve a tensor, and linear maps and norms that nobody has put anything around."""
@@ -164,6 +166,21 @@ def sums(x: Tensor) -> Tensor:
     return sums
 
 
+def slopes_of(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the slopes of weight and bias of a linear map, given those of what came out [N, S] and what went in [N, D].
+
+    The first in one piece.  Products by tiles that add up over rows take half the time where they read these in order.
+    """
+    if not offers("turned", grad):
+        return linear(grad.t(), x.t()), sums(grad)
+    lines = -(-len(grad) // LINE)
+    # An odd number of lines: were it a power of two, those of one column would drive each other out of the cache.
+    columns = grad.new_empty(grad.shape[1], (lines | 1) * LINE)
+    bias = grad.new_empty(grad.shape[1], dtype=torch.float32)
+    call("turned", grad, grad, columns, bias, *grad.shape, columns.shape[1])
+    return torch.mm(columns[:, : len(grad)], x), bias
+
+
 def lean(function: type[Function]) -> type[Function]:
     """Run both directions below autograd: of what they do it keeps no record, so that it need not look at each operation.
 
@@ -203,10 +220,12 @@ class _Project(Function):
         wanted, count = ctx.needs_input_grad, len(ctx.sizes)
         grad = as_rows(_joined(grads))
         dx = linear(grad, weight.t()).view(ctx.shape) if wanted[0] else None
-        none = (None,) * count
-        dweights = linear(grad.t(), rows.t()).split(ctx.sizes) if any(wanted[2 : 2 + count]) else none
-        dbiases = sums(grad).split(ctx.sizes) if any(wanted[2 + count :]) else none
-        return dx, None, *dweights, *dbiases
+        if not any(wanted[2:]):
+            return dx, None, *(None,) * 2 * count
+        if any(wanted[2 : 2 + count]):
+            dweight, dbias = slopes_of(grad, rows)
+            return dx, None, *dweight.split(ctx.sizes), *dbias.split(ctx.sizes)
+        return dx, None, *(None,) * count, *sums(grad).split(ctx.sizes)
 
 
 @lean
@@ -229,8 +248,8 @@ class _FeedForward(Function):
         slope = linear(grad, wide.t())
         active, dup_bias = torch.empty_like(slope), torch.empty_like(up_bias)
         call("gelu_backward", grad, inner, up_bias, slope, active, dup_bias, *slope.shape)
-        dx, dup, dout = linear(slope, narrow.t()), linear(slope.t(), rows.t()), linear(grad.t(), active.t())
-        return dx.view(ctx.shape), dup, dup_bias, dout, sums(grad)
+        dx, (dup, _) = linear(slope, narrow.t()), slopes_of(slope, rows)
+        return dx.view(ctx.shape), dup, dup_bias, *slopes_of(grad, active)
 
 
 @lean

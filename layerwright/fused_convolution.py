@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
 from . import kernels
-from .fused import Drops, as_rows, even, lean, linear, look, looked, looking, ready, stacked, straight, sums
+from .fused import Drops, as_rows, even, lean, linear, look, looked, looking, ready, slopes_of, stacked, straight
 from .kernels import run
 from .native import call
 
@@ -174,10 +174,9 @@ class _Gated(Function):
 
 def _slopes(pairs: Sequence[tuple[Tensor, Tensor]], size: int) -> list[Tensor]:
     """Return the slopes of weight and bias of each map, given those of what came out and what went in; the first are several."""
-    weights = [linear(slope.t(), states.flatten(0, -2).t()) for slope, states in pairs]
-    biases = [sums(slope) for slope, _ in pairs]
-    found = [*weights[0].split(size), *weights[1:]], [*biases[0].split(size), *biases[1:]]
-    return [one for pair in zip(*found, strict=True) for one in pair]
+    whole, *others = (slopes_of(slope, states.flatten(0, -2)) for slope, states in pairs)
+    parts = zip(*(slopes.split(size) for slopes in whole), strict=True)
+    return [one for pair in (*parts, *others) for one in pair]
 
 
 def mixed(x: Tensor, maps: Maps, *, heads: int, visible: Tensor | None, near: Tensor | None, p: float) -> Tensor | None:

@@ -109,7 +109,35 @@ def test_maps_of_one_input_are_one_product(dtype, tolerance, counted):
     maps = [nn.Linear(12, size) for size in (5, 1, 20)]
     weights = tuple(parameter for linear in maps for parameter in linear.parameters())
     both_ways(lambda x: torch.cat(fused.project(x, *maps), -1), leaf(3, 9, 12, dtype=dtype), tolerance=tolerance, weights=weights)
-    assert counted == ["column_sums"]
+    assert counted == ["turned" if native.offers("turned", torch.empty(0, dtype=dtype)) else "column_sums"]
+
+
+@needs_compiler
+@pytest.mark.parametrize("rows", [0, 1, 31, 32, 33, 64, 200])
+@pytest.mark.parametrize("width", [1, 15, 16, 36, 64])
+def test_slopes_of_a_map_are_sums_over_rows(rows, width):
+    random = torch.Generator().manual_seed(rows)
+    grad, x = (torch.randn(rows, size, generator=random).bfloat16() for size in (width, 24))
+    weight, bias = fused.slopes_of(grad, x)
+    torch.testing.assert_close(weight.float(), grad.float().t() @ x.float(), rtol=0.01, atol=0.01 * rows**0.5)
+    assert torch.equal(bias, fused.sums(grad))
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("width", "ahead"), [(192, 0), (193, 0), (194, 1), (194, 2)])
+def test_attention_reads_heads_where_they_lie(dtype, width, ahead, counted):
+    """Tokens an odd number apart too, and numbers that begin between two words."""
+    wide = torch.randn(2, 64, width, requires_grad=True).to(dtype)
+    parts = wide[..., ahead : ahead + 192].split(64, -1)
+    copies = [part.detach().clone().requires_grad_() for part in parts]
+    context = Context(None, torch.arange(64).expand(2, 64) // 20)
+    outcomes, slope = [], torch.randn(2, 64, 64).to(dtype)
+    for inputs in (parts, copies):
+        y = fused.attend(*inputs, heads=2, visible=context.visible(), p=0.0)
+        outcomes.append([y, *torch.autograd.grad(y, inputs, slope)])
+    assert counted == ["attend", "attend_backward"] * 2
+    assert all(map(torch.equal, *outcomes))
 
 
 @needs_compiler

@@ -5,6 +5,8 @@
 
 namespace {
 
+constexpr int64_t LINE = 64;  // bytes of the cache that are fetched together
+
 // Where the numbers of a head lie: [B, L, H, E], a token `step` from the one before it.
 struct Heads {
     int64_t rows, length, heads, size, tall = filled(length), wide = filled(size);
@@ -14,17 +16,28 @@ struct Heads {
     int64_t place(int64_t head, int64_t token, int64_t step) const {
         return (head / heads * length + token) * step + head % heads * size;
     }
-    // Copy what some tokens have, from one on, and zeros until tiles are full.
+    // Fetch what a token has in the next head, since tokens are too far apart for the processor to foresee it.
+    template <class T>
+    void fetch(const T* all, int64_t step, int64_t head, int64_t token) const {
+        if (head + 1 == count() || size * int64_t(sizeof(T)) < LINE) return;
+        const T* next = all + place(head + 1, token, step);
+        for (int64_t at = 0; at < size; at += LINE / int64_t(sizeof(T))) __builtin_prefetch(next + at, 0, 2);
+    }
+    // What some tokens have, from one on: where it lies, if that is whole tiles of these numbers and pairs begin where words do;
+    // else copied, and zeros beyond.
     template <class T, class Number>
-    void take(const T* all, int64_t step, int64_t head, int64_t token, int64_t count, Room<Number>& to) const {
-        for (int64_t i = 0; i < count; ++i) {
-            const T* from = all + place(head, token + i, step);
+    Apart<Number> take(const T* all, int64_t step, int64_t head, int64_t token, int64_t count, Room<Number>& to) const {
+        const T* from = all + place(head, token, step);
+        if constexpr (std::is_same_v<T, Number>)
+            if (size == wide && count == filled(count) && step % 2 == 0 && uintptr_t(from) % sizeof(uint32_t) == 0)
+                return {from, step};
+        for (int64_t i = 0; i < count; ++i)
             if constexpr (std::is_same_v<T, Number>)
-                std::copy_n(from, size, to + i * wide);
+                std::copy_n(from + i * step, size, to + i * wide);
             else
-                put(to + i * wide, from, size);
-        }
+                put(to + i * wide, from + i * step, size);
         std::fill(to + count * wide, to + filled(count) * wide, Number{});
+        return {to, wide};
     }
     // And put it where it belongs.
     template <class T>
@@ -80,23 +93,24 @@ void attend(const T* query, const T* key, const T* value, T* to, float* nats, co
         const Products products;
         const int64_t room = all.tall * all.wide;
         Room<Number> own(room), some(SIDE * all.wide), weights(SIDE * all.tall);
-        Room<Vector> keys(room / HELD), paired(room / HELD);
+        Room<Vector> keys(room / HELD), values(room / HELD);
         Room<float> scores(SIDE * all.tall), mixed(SIDE * all.wide);
 #pragma omp for schedule(static)
         for (int64_t head = 0; head < all.count(); ++head) {
-            all.take(key, key_step, head, 0, length, own);
-            products.second_transposed(own, all.tall, all.wide, keys);
-            all.take(value, value_step, head, 0, length, own);
-            const Vector* values = products.second(own, all.tall, all.wide, paired);
+            products.second_transposed(all.take(key, key_step, head, 0, length, own), all.tall, all.wide, keys);
+            products.second(all.take(value, value_step, head, 0, length, own), all.tall, all.wide, values);
             for (int64_t at = 0; at < length; at += SIDE) {
                 const int64_t count = std::min(SIDE, length - at);
-                all.take(query, query_step, head, at, count, some);
+                const auto queries = all.take(query, query_step, head, at, count, some);
                 const auto near = sight.reach(all, head, at, count);
-                products.multiply(some, keys + near.from / LANES, all.tall / LANES, scores, SIDE, near.wide, all.wide, false);
+                products.multiply(queries, keys + near.from / LANES, all.tall / LANES, scores, SIDE, near.wide, all.wide, false);
                 for (int64_t i = 0; i < count; ++i) {
                     float* row = scores + i * near.wide;
                     Number* kept = weights + i * near.wide;
                     const int64_t token = head * length + at + i, place = token * length + near.from;
+                    all.fetch(query, query_step, head, at + i);
+                    all.fetch(key, key_step, head, at + i);
+                    all.fetch(value, value_step, head, at + i);
                     hide(row, sight.of(all, head, at + i, near.from), near.count);
                     with(drop, [=](auto drops, Dropout drop) {
                         nats[token] = softmax_of(row, near.count, all.scale, [=](int64_t k, Lanes x, auto some) {
@@ -106,8 +120,8 @@ void attend(const T* query, const T* key, const T* value, T* to, float* nats, co
                     });
                     std::fill(kept + near.count, kept + near.wide, Number{});
                 }
-                products.multiply(weights, values + near.from * all.wide / HELD, all.wide / LANES, mixed, SIDE, all.wide,
-                                  near.wide, false);
+                products.multiply({weights, near.wide}, values + near.from * all.wide / HELD, all.wide / LANES, mixed, SIDE,
+                                  all.wide, near.wide, false);
                 all.give(mixed, to, to_step, head, at, count);
             }
         }
@@ -132,22 +146,21 @@ void attend_backward(const T* grad, const T* query, const T* key, const T* value
     {
         const Products products;
         const int64_t room = all.tall * all.wide, part = block * all.wide, square = block * all.tall;
-        Room<Number> own(room), queries(part), grads(part), weights(square), slopes(square), turned(square);
-        Room<Vector> keys(room / HELD), values(room / HELD), paired(room / HELD), some(part / HELD);
+        Room<Number> own(room), asking(part), giving(part), weights(square), slopes(square), turned(square);
+        Room<Vector> keys(room / HELD), values(room / HELD), found(room / HELD), some(part / HELD);
         Room<float> scores(square), dweights(square), dq(part), dk(room), dv(room);
 #pragma omp for schedule(static)
         for (int64_t head = 0; head < all.count(); ++head) {
-            all.take(value, value_step, head, 0, length, own);
-            products.second_transposed(own, all.tall, all.wide, values);
-            all.take(key, key_step, head, 0, length, own);
-            products.second_transposed(own, all.tall, all.wide, keys);
-            const Vector* found = products.second(own, all.tall, all.wide, paired);
+            products.second_transposed(all.take(value, value_step, head, 0, length, own), all.tall, all.wide, values);
+            const auto every = all.take(key, key_step, head, 0, length, own);
+            products.second_transposed(every, all.tall, all.wide, keys);
+            products.second(every, all.tall, all.wide, found);
             std::fill_n((float*)dk, room, 0.0f);
             std::fill_n((float*)dv, room, 0.0f);
             for (int64_t at = 0; at < length; at += block) {
                 const int64_t count = std::min(block, length - at), deep = filled(count);
-                all.take(query, query_step, head, at, count, queries);
-                all.take(grad, grad_step, head, at, count, grads);
+                const auto queries = all.take(query, query_step, head, at, count, asking);
+                const auto grads = all.take(grad, grad_step, head, at, count, giving);
                 const auto near = sight.reach(all, head, at, count);
                 const int64_t from = near.from / LANES, across_all = all.tall / LANES;
                 products.multiply(queries, keys + from, across_all, scores, deep, near.wide, all.wide, false);
@@ -159,10 +172,15 @@ void attend_backward(const T* grad, const T* query, const T* key, const T* value
                     const float whole = nats[token], scale = all.scale;
                     // What the weights of a row and their slopes come to is what comes out and its slope do.
                     const T* given = out + all.place(head, at + i, out_step);
-                    const Number* own = grads + i * all.wide;
+                    const Number* own = grads.row(i);
                     Lanes sums{};
                     across(size, [&](int64_t k, auto some) { sums += lanes(given + k, some) * lanes(own + k, some); });
                     const float sum = total(sums);
+                    all.fetch(grad, grad_step, head, at + i);
+                    all.fetch(query, query_step, head, at + i);
+                    all.fetch(key, key_step, head, at + i);
+                    all.fetch(value, value_step, head, at + i);
+                    all.fetch(out, out_step, head, at + i);
                     hide(score, sight.of(all, head, at + i, near.from), near.count);
                     with(drop, [=](auto drops, Dropout drop) {
                         across(near.count, [=](int64_t k, auto some) {
@@ -184,14 +202,14 @@ void attend_backward(const T* grad, const T* query, const T* key, const T* value
                 std::fill(weights + count * near.wide, weights + deep * near.wide, Number{});
                 std::fill(slopes + count * near.wide, slopes + deep * near.wide, Number{});
                 const int64_t vectors = all.wide / LANES, shift = near.from * all.wide;
-                products.multiply(slopes, found + shift / HELD, vectors, dq, deep, all.wide, near.wide, false);
+                products.multiply({slopes, near.wide}, found + shift / HELD, vectors, dq, deep, all.wide, near.wide, false);
                 all.give(dq, dquery, to_step, head, at, count);
-                products.transpose(slopes, deep, near.wide, turned);
-                const Vector* asked = products.second(queries, deep, all.wide, some);
-                products.multiply(turned, asked, vectors, dk + shift, near.wide, all.wide, deep, true);
-                products.transpose(weights, deep, near.wide, turned);
-                const Vector* given = products.second(grads, deep, all.wide, some);
-                products.multiply(turned, given, vectors, dv + shift, near.wide, all.wide, deep, true);
+                products.transpose({slopes, near.wide}, deep, near.wide, turned);
+                products.second(queries, deep, all.wide, some);
+                products.multiply({turned, deep}, some, vectors, dk + shift, near.wide, all.wide, deep, true);
+                products.transpose({weights, near.wide}, deep, near.wide, turned);
+                products.second(grads, deep, all.wide, some);
+                products.multiply({turned, deep}, some, vectors, dv + shift, near.wide, all.wide, deep, true);
             }
             all.give(dk, dkey, to_step, head, 0, length);
             all.give(dv, dvalue, to_step, head, 0, length);

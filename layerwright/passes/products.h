@@ -1,7 +1,8 @@
 // Products of matrices that fit the cache, by vectors or by tiles.  Sums are in float32.
 //
 // Either way a second factor is held as vectors of sixteen columns: of one row, or of two where pairs are multiplied, the numbers
-// of one beside those of the other.  All sides are multiples of SIDE; what is smaller is filled up with zeros.
+// of one beside those of the other.  All sides are multiples of SIDE; what is smaller is filled up with zeros.  Rows of what is
+// no second factor may lie further apart than they are long.
 
 #pragma once
 
@@ -17,6 +18,15 @@ namespace {
 constexpr int64_t SIDE = 2 * LANES;
 
 inline int64_t filled(int64_t size) { return (size + SIDE - 1) / SIDE * SIDE; }
+
+// A matrix whose rows lie `step` numbers apart.
+template <class Number>
+struct Apart {
+    const Number* first;
+    int64_t step;
+
+    const Number* row(int64_t number) const { return first + number * step; }
+};
 
 // Row i of sixteen becomes column i: blocks of 8, 4, 2 and 1 change places.
 template <int size>
@@ -43,7 +53,7 @@ inline void turn(Words* x) {
 // c [rows, columns] = a [rows, inner] times b [inner, columns], of rows of `wide` vectors; or, if `more`, that much more.  add: a
 // number of the first factor times a vector of the second to a sum.
 template <class Number, class Vector, class Add>
-void multiply_by(const Number* a, const Vector* b, int64_t wide, float* c, int64_t rows, int64_t columns, int64_t inner,
+void multiply_by(Apart<Number> a, const Vector* b, int64_t wide, float* c, int64_t rows, int64_t columns, int64_t inner,
                  bool more, Add add) {
     // As many sums as there are registers for.
 #ifdef __AVX512F__
@@ -61,7 +71,7 @@ void multiply_by(const Number* a, const Vector* b, int64_t wide, float* c, int64
                 for (int64_t i = 0; i < high; ++i)
 #pragma GCC unroll 2
                     for (int64_t j = 0; j < broad; ++j)
-                        sums[i][j] = add(sums[i][j], a[(row + i) * inner + k], b[k * wide + at / LANES + j]);
+                        sums[i][j] = add(sums[i][j], a.row(row + i)[k], b[k * wide + at / LANES + j]);
             for (int64_t i = 0; i < high; ++i)
                 for (int64_t j = 0; j < broad; ++j) put(c + (row + i) * columns + at + j * LANES, sums[i][j]);
         }
@@ -74,23 +84,25 @@ struct Vectors {
     static constexpr int64_t HELD = LANES;  // numbers in a vector
 
     // The transpose of a matrix [rows, columns].
-    static void transpose(const float* x, int64_t rows, int64_t columns, float* to) {
+    static void transpose(Apart<float> x, int64_t rows, int64_t columns, float* to) {
         Words block[LANES];
         for (int64_t row = 0; row < rows; row += LANES)
             for (int64_t at = 0; at < columns; at += LANES) {
-                for (int64_t i = 0; i < LANES; ++i) block[i] = (Words)lanes(x + (row + i) * columns + at);
+                for (int64_t i = 0; i < LANES; ++i) block[i] = (Words)lanes(x.row(row + i) + at);
                 turn(block);
                 for (int64_t i = 0; i < LANES; ++i) put(to + (at + i) * rows + row, (Lanes)block[i]);
             }
     }
 
-    // A matrix [rows, columns] as a second factor, in `room` if it is not that already; and its transpose.
-    static const Vector* second(const float* x, int64_t, int64_t, Vector*) { return (const Vector*)x; }
-    static void second_transposed(const float* x, int64_t rows, int64_t columns, Vector* to) {
+    // A matrix [rows, columns] as a second factor; and its transpose.
+    static void second(Apart<float> x, int64_t rows, int64_t columns, Vector* to) {
+        for (int64_t row = 0; row < rows; ++row) put((float*)to + row * columns, x.row(row), columns);
+    }
+    static void second_transposed(Apart<float> x, int64_t rows, int64_t columns, Vector* to) {
         transpose(x, rows, columns, (float*)to);
     }
 
-    static void multiply(const float* a, const Vector* b, int64_t wide, float* c, int64_t rows, int64_t columns, int64_t inner,
+    static void multiply(Apart<float> a, const Vector* b, int64_t wide, float* c, int64_t rows, int64_t columns, int64_t inner,
                          bool more) {
         multiply_by(a, b, wide, c, rows, columns, inner, more, [](Lanes sum, float one, Lanes x) { return sum + one * x; });
     }
@@ -115,28 +127,25 @@ struct Paired {
     using Vector = Words;
     static constexpr int64_t HELD = 2 * LANES;
 
-    static void transpose(const bf16* x, int64_t rows, int64_t columns, bf16* to) {
+    static void transpose(Apart<bf16> x, int64_t rows, int64_t columns, bf16* to) {
         Words block[LANES];
         for (int64_t row = 0; row < rows; row += 2 * LANES)
             for (int64_t at = 0; at < columns; at += LANES) {
-                for (int64_t i = 0; i < LANES; ++i)
-                    block[i] = pairs(x + (row + 2 * i) * columns + at, x + (row + 2 * i + 1) * columns + at);
+                for (int64_t i = 0; i < LANES; ++i) block[i] = pairs(x.row(row + 2 * i) + at, x.row(row + 2 * i + 1) + at);
                 turn(block);
                 for (int64_t i = 0; i < LANES; ++i) std::memcpy(to + (at + i) * rows + row, &block[i], sizeof block[i]);
             }
     }
 
-    static const Vector* second(const bf16* x, int64_t rows, int64_t columns, Vector* room) {
-        Vector* to = room;
+    static void second(Apart<bf16> x, int64_t rows, int64_t columns, Vector* to) {
         for (int64_t row = 0; row < rows; row += 2)
-            for (int64_t at = 0; at < columns; at += LANES) *to++ = pairs(x + row * columns + at, x + (row + 1) * columns + at);
-        return room;
+            for (int64_t at = 0; at < columns; at += LANES) *to++ = pairs(x.row(row) + at, x.row(row + 1) + at);
     }
-    static void second_transposed(const bf16* x, int64_t rows, int64_t columns, Vector* to) {
+    static void second_transposed(Apart<bf16> x, int64_t rows, int64_t columns, Vector* to) {
         Words block[LANES];
         for (int64_t row = 0; row < rows; row += LANES)
             for (int64_t at = 0; at < columns; at += 2 * LANES) {
-                for (int64_t i = 0; i < LANES; ++i) block[i] = pairs(x + (row + i) * columns + at);
+                for (int64_t i = 0; i < LANES; ++i) block[i] = pairs(x.row(row + i) + at);
                 turn(block);
                 for (int64_t i = 0; i < LANES; ++i) to[((at / 2 + i) * rows + row) / LANES] = block[i];
             }
@@ -146,11 +155,12 @@ struct Paired {
 #ifdef __AVX512BF16__
 // By dot products of pairs.
 struct Pairs : Paired {
-    static void multiply(const bf16* a, const Vector* b, int64_t wide, float* c, int64_t rows, int64_t columns, int64_t inner,
+    static void multiply(Apart<bf16> a, const Vector* b, int64_t wide, float* c, int64_t rows, int64_t columns, int64_t inner,
                          bool more) {
-        multiply_by((const uint32_t*)a, b, wide, c, rows, columns, inner / 2, more, [](Lanes sum, uint32_t two, Words x) {
-            return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(Words{} + two), (__m512bh)x);
-        });
+        multiply_by(Apart<uint32_t>{(const uint32_t*)a.first, a.step / 2}, b, wide, c, rows, columns, inner / 2, more,
+                    [](Lanes sum, uint32_t two, Words x) {
+                        return (Lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)(Words{} + two), (__m512bh)x);
+                    });
     }
 };
 #endif
@@ -175,9 +185,9 @@ struct Tiles : Paired {
     }
     ~Tiles() { _tile_release(); }
 
-    static void multiply(const bf16* a, const Vector* b, int64_t wide, float* c, int64_t rows, int64_t columns, int64_t inner,
+    static void multiply(Apart<bf16> a, const Vector* b, int64_t wide, float* c, int64_t rows, int64_t columns, int64_t inner,
                          bool more) {
-        const int64_t a_step = inner * 2, b_step = wide * 64, step = columns * 4;  // in bytes
+        const int64_t a_step = a.step * 2, b_step = wide * 64, step = columns * 4;  // in bytes
         for (int64_t row = 0; row < rows; row += SIDE)
             for (int64_t at = 0; at < columns; at += SIDE) {
                 float *here = c + row * columns + at, *below = here + LANES * columns;
@@ -194,12 +204,12 @@ struct Tiles : Paired {
                 }
                 for (int64_t k = 0; k < inner; k += SIDE) {
                     const Vector* here = b + k / 2 * wide + at / LANES;
-                    _tile_loadd(4, a + row * inner + k, a_step);
+                    _tile_loadd(4, a.row(row) + k, a_step);
                     _tile_loadd(6, here, b_step);
                     _tile_dpbf16ps(0, 4, 6);
                     _tile_loadd(7, here + 1, b_step);
                     _tile_dpbf16ps(1, 4, 7);
-                    _tile_loadd(5, a + (row + LANES) * inner + k, a_step);
+                    _tile_loadd(5, a.row(row + LANES) + k, a_step);
                     _tile_dpbf16ps(2, 5, 6);
                     _tile_dpbf16ps(3, 5, 7);
                 }

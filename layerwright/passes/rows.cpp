@@ -1,6 +1,6 @@
 // Passes over the rows of a matrix: residual, dropout and norm; GELU; sums of columns.
 
-#include "numbers.h"
+#include "products.h"
 
 namespace {
 
@@ -227,6 +227,42 @@ void column_sums(const T* x, float* sums, int64_t rows, int64_t width) {
     gather(parts, count, width, sums);
 }
 
+#ifdef __AMX_BF16__
+// The transpose of a matrix, [width, apart], and the sums of its columns.  `apart` is a multiple of SIDE, and no less than
+// `rows`.
+void turned(const bf16* x, bf16* to, float* sums, int64_t rows, int64_t width, int64_t apart) {
+    const int64_t count = blocks(rows);
+    std::vector<float> parts(count * width);
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (int64_t block = 0; block < count; ++block)
+            across(width, [&](int64_t at, auto some) {
+                const auto part = [=](int64_t row) {
+                    return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(row < rows ? first_of(some) : 0, x + row * width + at));
+                };
+                Lanes total{};
+                for (int64_t from = block * ROWS; from < std::min(rows, (block + 1) * ROWS); from += SIDE) {
+                    Words pairs[LANES];
+                    for (int64_t i = 0; i < LANES; ++i) {
+                        const Words above = (Words)part(from + 2 * i), below = (Words)part(from + 2 * i + 1);
+                        pairs[i] = above | below << 16;
+                        total += (Lanes)(above << 16);
+                        total += (Lanes)(below << 16);
+                    }
+                    turn(pairs);
+                    // Past the cache: these lines lie far from each other, and are not read before all are written.
+                    for (int64_t i = 0; i < some; ++i)
+                        _mm512_stream_si512((__m512i*)(to + (at + i) * apart + from), (__m512i)pairs[i]);
+                }
+                put(&parts[block * width + at], total, some);
+            });
+        _mm_sfence();
+    }
+    gather(parts, count, width, sums);
+}
+#endif
+
 // Whether each bias is small beside its weight.
 void small(const float* weight, const float* bias, int64_t* answer, int64_t width) {
     *answer = 1;
@@ -295,5 +331,8 @@ BOTH(times)
 BOTH(times_backward)
 BOTH(column_sums)
 BOTH(surprise)
+#ifdef __AMX_BF16__
+void* turned_bfloat16 = lent() ? (void*)&turned : nullptr;
+#endif
 void* small_float32 = (void*)&small;
 }
