@@ -58,11 +58,12 @@ def measure(space: FormulaSpace, count: int, rng: Random) -> dict[str, float]:
     """Measure one walk, and its parts on the formulas that it found."""
     judge.cache_clear()
     spent, found = seconds(lambda: walk(space, count, rng))
-    marks = {judge(formula).mark for formula in found}
+    distinct = list(dict.fromkeys(found))  # what a walk finds again it does not try again
+    marks = {judge(formula).mark for formula in distinct}
     with np.errstate(all="ignore"):
-        computed, _ = seconds(lambda: [compute(formula, _rows(), ROOT) for formula in found])
+        computed, _ = seconds(lambda: [compute(formula, _rows(), ROOT) for formula in distinct])
     judge.cache_clear()
-    judged, _ = seconds(lambda: [judge(formula) for formula in found])
+    judged, _ = seconds(lambda: [judge(formula) for formula in distinct])
     return {
         "formulas a second": len(found) / spent,
         "fingerprints a second": len(marks) / spent,
