@@ -166,19 +166,21 @@ def sums(x: Tensor) -> Tensor:
     return sums
 
 
-def slopes_of(grad: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+def slopes_of(grad: Tensor, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the slopes of weight and bias of a linear map, given those of what came out [N, S] and what went in [N, D].
 
-    The first in one piece.  Products by tiles that add up over rows take half the time where they read these in order.
+    The first in one piece.  bias: the slope of the bias, where it is known already.
+
+    Products by tiles that add up over rows take half the time where they read these in order.
     """
     if not offers("turned", grad):
-        return linear(grad.t(), x.t()), sums(grad)
+        return linear(grad.t(), x.t()), sums(grad) if bias is None else bias
     lines = -(-len(grad) // LINE)
     # An odd number of lines: were it a power of two, those of one column would drive each other out of the cache.
     columns = grad.new_empty(grad.shape[1], (lines | 1) * LINE)
-    bias = grad.new_empty(grad.shape[1], dtype=torch.float32)
-    call("turned", grad, grad, columns, bias, *grad.shape, columns.shape[1])
-    return torch.mm(columns[:, : len(grad)], x), bias
+    found = grad.new_empty(grad.shape[1], dtype=torch.float32) if bias is None else bias
+    call("turned", grad, grad, columns, None if found is bias else found, *grad.shape, columns.shape[1])
+    return torch.mm(columns[:, : len(grad)], x), found
 
 
 def lean(function: type[Function]) -> type[Function]:
@@ -220,12 +222,12 @@ class _Project(Function):
         wanted, count = ctx.needs_input_grad, len(ctx.sizes)
         grad = as_rows(_joined(grads))
         dx = linear(grad, weight.t()).view(ctx.shape) if wanted[0] else None
-        if not any(wanted[2:]):
-            return dx, None, *(None,) * 2 * count
+        dweights = dbiases = (None,) * count
         if any(wanted[2 : 2 + count]):
-            dweight, dbias = slopes_of(grad, rows)
-            return dx, None, *dweight.split(ctx.sizes), *dbias.split(ctx.sizes)
-        return dx, None, *(None,) * count, *sums(grad).split(ctx.sizes)
+            dweights, dbiases = (slope.split(ctx.sizes) for slope in slopes_of(grad, rows))
+        elif any(wanted[2 + count :]):
+            dbiases = sums(grad).split(ctx.sizes)
+        return dx, None, *dweights, *dbiases
 
 
 @lean
@@ -248,8 +250,8 @@ class _FeedForward(Function):
         slope = linear(grad, wide.t())
         active, dup_bias = torch.empty_like(slope), torch.empty_like(up_bias)
         call("gelu_backward", grad, inner, up_bias, slope, active, dup_bias, *slope.shape)
-        dx, (dup, _) = linear(slope, narrow.t()), slopes_of(slope, rows)
-        return dx.view(ctx.shape), dup, dup_bias, *slopes_of(grad, active)
+        dx = linear(slope, narrow.t()).view(ctx.shape)
+        return dx, *slopes_of(slope, rows, dup_bias), *slopes_of(grad, active)
 
 
 @lean

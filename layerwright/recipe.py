@@ -94,14 +94,16 @@ class PretrainSettings(BaseModel):
         return plan.steps or max(1, (plan.tokens or 0) // (self.batch * self.length))
 
 
-def check_pieces(settings: PretrainSettings, processes: int) -> None:
+def check_pieces(settings: PretrainSettings, processes: int, name: str = "plan") -> None:
     """Refuse to cut what each process has of a batch into pieces that it cannot be cut into.
 
-    Raises: ValueError.
+    name: what the user calls the plan.  Raises: ValueError.
     """
     share, pieces = settings.batch // processes, settings.plan.accumulate
     if share % pieces:
-        raise ValueError(f"accumulate={pieces} does not divide the {share} rows that each process has of batch={settings.batch}")
+        raise ValueError(
+            f"{name}.accumulate={pieces} does not divide the {share} rows that each process has of batch={settings.batch}"
+        )
 
 
 def make_objective(settings: PretrainSettings, corpus: Corpus) -> Objective:

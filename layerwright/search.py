@@ -147,8 +147,8 @@ class _Run:
         self.corpus = Corpus.open(settings.corpus)
         self.machine = make_accelerator()
         self.held = held_out(self.corpus, settings.training(self.space, settings.supernet))
-        for plan in (settings.supernet, settings.retrain):
-            check_pieces(settings.training(self.space, plan), self.machine.num_processes)
+        for name, plan in (("supernet", settings.supernet), ("retrain", settings.retrain)):
+            check_pieces(settings.training(self.space, plan), self.machine.num_processes, name)
         for arch in filter(None, self.candidates.baselines.values()):
             if arch.vocab < self.corpus.vocab or arch.positions < settings.length:
                 # Refused now, not when everything else is done.

@@ -647,6 +647,6 @@ def test_pieces_that_do_not_divide_the_share_of_a_process_are_refused_before_any
     machine = SimpleNamespace(num_processes=2, process_index=0, device=torch.device("cpu"), is_main_process=True)
     monkeypatch.setattr(MODULE, "make_accelerator", lambda **_: machine)
     settings = settings_of(tiny_corpus, "mlm", batch=8, plan={"steps": 2, "accumulate": 8})
-    with pytest.raises(ValueError, match="accumulate=8 does not divide the 4 rows that each process has of batch=8"):
+    with pytest.raises(ValueError, match=r"plan\.accumulate=8 does not divide the 4 rows that each process has of batch=8"):
         pretrain(settings, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -228,8 +228,8 @@ void column_sums(const T* x, float* sums, int64_t rows, int64_t width) {
 }
 
 #ifdef __AMX_BF16__
-// The transpose of a matrix, [width, apart], and the sums of its columns.  `apart` is a multiple of SIDE, and no less than
-// `rows`.
+// The transpose of a matrix, [width, apart], and, unless that is null, the sums of its columns.  `apart` is a multiple of SIDE,
+// and no less than `rows`.
 void turned(const bf16* x, bf16* to, float* sums, int64_t rows, int64_t width, int64_t apart) {
     const int64_t count = blocks(rows);
     std::vector<float> parts(count * width);
@@ -238,17 +238,15 @@ void turned(const bf16* x, bf16* to, float* sums, int64_t rows, int64_t width, i
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < count; ++block)
             across(width, [&](int64_t at, auto some) {
-                const auto part = [=](int64_t row) {
-                    return _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(row < rows ? first_of(some) : 0, x + row * width + at));
-                };
+                const auto part = [=](int64_t row) { return row < rows ? lanes(x + row * width + at, some) : Lanes{}; };
                 Lanes total{};
                 for (int64_t from = block * ROWS; from < std::min(rows, (block + 1) * ROWS); from += SIDE) {
                     Words pairs[LANES];
                     for (int64_t i = 0; i < LANES; ++i) {
-                        const Words above = (Words)part(from + 2 * i), below = (Words)part(from + 2 * i + 1);
-                        pairs[i] = above | below << 16;
-                        total += (Lanes)(above << 16);
-                        total += (Lanes)(below << 16);
+                        const Lanes above = part(from + 2 * i), below = part(from + 2 * i + 1);
+                        pairs[i] = (Words)above >> 16 | (Words)below;
+                        total += above;
+                        total += below;
                     }
                     turn(pairs);
                     // Past the cache: these lines lie far from each other, and are not read before all are written.
@@ -259,7 +257,7 @@ void turned(const bf16* x, bf16* to, float* sums, int64_t rows, int64_t width, i
             });
         _mm_sfence();
     }
-    gather(parts, count, width, sums);
+    if (sums) gather(parts, count, width, sums);
 }
 #endif
 
