@@ -5,8 +5,6 @@
 
 namespace {
 
-constexpr int64_t LINE = 64;  // bytes of the cache that are fetched together
-
 // Where the numbers of a head lie: [B, L, H, E], a token `step` from the one before it.
 struct Heads {
     int64_t rows, length, heads, size, tall = filled(length), wide = filled(size);
@@ -22,6 +20,12 @@ struct Heads {
         if (head + 1 == count() || size * int64_t(sizeof(T)) < LINE) return;
         const T* next = all + place(head + 1, token, step);
         for (int64_t at = 0; at < size; at += LINE / int64_t(sizeof(T))) __builtin_prefetch(next + at, 0, 2);
+    }
+    // And where this head's numbers of a token will be written.
+    template <class T>
+    void claim(T* all, int64_t step, int64_t head, int64_t token) const {
+        T* here = all + place(head, token, step);
+        for (int64_t at = 0; at < size; at += LINE / int64_t(sizeof(T))) __builtin_prefetch(here + at, 1);
     }
     // What some tokens have, from one on: where it lies, if that is whole tiles of these numbers and pairs begin where words do;
     // else copied, and zeros beyond.
@@ -111,6 +115,7 @@ void attend(const T* query, const T* key, const T* value, T* to, float* nats, co
                     all.fetch(query, query_step, head, at + i);
                     all.fetch(key, key_step, head, at + i);
                     all.fetch(value, value_step, head, at + i);
+                    all.claim(to, to_step, head, at + i);
                     hide(row, sight.of(all, head, at + i, near.from), near.count);
                     with(drop, [=](auto drops, Dropout drop) {
                         nats[token] = softmax_of(row, near.count, all.scale, [=](int64_t k, Lanes x, auto some) {
@@ -181,6 +186,9 @@ void attend_backward(const T* grad, const T* query, const T* key, const T* value
                     all.fetch(key, key_step, head, at + i);
                     all.fetch(value, value_step, head, at + i);
                     all.fetch(out, out_step, head, at + i);
+                    all.claim(dquery, to_step, head, at + i);
+                    all.claim(dkey, to_step, head, at + i);
+                    all.claim(dvalue, to_step, head, at + i);
                     hide(score, sight.of(all, head, at + i, near.from), near.count);
                     with(drop, [=](auto drops, Dropout drop) {
                         across(near.count, [=](int64_t k, auto some) {

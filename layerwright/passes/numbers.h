@@ -24,6 +24,8 @@ struct bf16 {
     uint16_t bits;
 };
 
+constexpr int64_t LINE = 64;  // bytes of the cache that are fetched together
+
 // Sixteen numbers at once.  What runs over a row is written with these and not left to the compiler: it would take lanes for the
 // narrowest number in a loop, and add up what they hold one after the other.
 constexpr int64_t LANES = 16;
@@ -102,9 +104,28 @@ inline void put(T* to, const Number* from, int64_t width) {
     across(width, [=](int64_t at, auto count) { put(to + at, lanes(from + at, count), count); });
 }
 
+// Numbers of a long row of them, one after the other: those further on are fetched meanwhile, because a loop that computes much
+// keeps the processor from seeing far enough ahead.
+constexpr int64_t AHEAD = 1 << 12;  // bytes
+template <class T, class Count>
+inline Lanes next(const T* from, Count count) {
+    __builtin_prefetch((const char*)from + AHEAD);
+    return lanes(from, count);
+}
+template <class T, class Count>
+inline void put_next(T* to, Lanes x, Count count) {
+    __builtin_prefetch((char*)to + AHEAD, 1);
+    put(to, x, count);
+}
+
 // So many, and something else beyond.
 inline Lanes only(Lanes x, Full, float = 0) { return x; }
 inline Lanes only(Lanes x, int64_t count, float beyond = 0) { return PLACES < uint32_t(count) ? x : Lanes{} + beyond; }
+
+inline Lanes square_root(Lanes x) {
+    for (int64_t i = 0; i < LANES; ++i) x[i] = std::sqrt(x[i]);
+    return x;
+}
 
 // What all lanes hold, halves upon halves.
 template <class Join>

@@ -54,14 +54,14 @@ void add_norm(const T* x, const T* y, const float* weight, const float* bias, T*
             Lanes sums{}, squares{};
             with(drop, [&](auto drops, Dropout drop) {
                 across(width, [&](int64_t at, auto count) {
-                    Lanes more = lanes(y + start + at, count);
+                    Lanes more = next(y + start + at, count);
                     if constexpr (drops) more *= drop(start + at);
-                    const Lanes both = lanes(x + start + at, count) + more;
+                    const Lanes both = next(x + start + at, count) + more;
                     put(t + at, both, count);
                     sums += both;
                 });
             });
-            if (sum) put(sum + start, t, width);
+            if (sum) across(width, [=](int64_t at, auto count) { put_next(sum + start + at, lanes(t + at, count), count); });
             const float middle = total(sums) / float(width);
             across(width, [&](int64_t at, auto count) {
                 const Lanes off = only(lanes(t + at, count) - middle, count);
@@ -70,7 +70,7 @@ void add_norm(const T* x, const T* y, const float* weight, const float* bias, T*
             const float unit = 1.0f / std::sqrt(total(squares) / float(width) + float(eps));
             across(width, [=](int64_t at, auto count) {
                 const Lanes normed = (lanes(t + at, count) - middle) * unit;
-                put(out + start + at, normed * lanes(weight + at, count) + lanes(bias + at, count), count);
+                put_next(out + start + at, normed * lanes(weight + at, count) + lanes(bias + at, count), count);
             });
             mean[row] = middle;
             scale[row] = unit;
@@ -103,8 +103,8 @@ void add_norm_backward(const T* grad, const T* kept, const float* weight, const 
                 const float size = scale[row], middle = bias ? 0.0f : mean[row], step = bias ? 1.0f : size;
                 Lanes flat{}, along{};
                 across(width, [&](int64_t at, auto some) {
-                    const Lanes g = lanes(grad + start + at, some),
-                                off = lanes(kept + start + at, some) - middle - lanes(shift + at, some);
+                    const Lanes g = next(grad + start + at, some),
+                                off = next(kept + start + at, some) - middle - lanes(shift + at, some);
                     const Lanes n = only(off * step * lanes(unit + at, some), some), s = g * lanes(weight + at, some);
                     put(first + at, lanes(first + at, some) + g * n, some);
                     put(second + at, lanes(second + at, some) + g, some);
@@ -117,8 +117,8 @@ void add_norm_backward(const T* grad, const T* kept, const float* weight, const 
                 with(drop, [=](auto drops, Dropout drop) {
                     across(width, [=](int64_t at, auto some) {
                         const Lanes s = (lanes(slope + at, some) - a - lanes(normed + at, some) * b) * size;
-                        put(dx + start + at, s, some);
-                        if constexpr (drops) put(dy + start + at, s * drop(start + at), some);
+                        put_next(dx + start + at, s, some);
+                        if constexpr (drops) put_next(dy + start + at, s * drop(start + at), some);
                     });
                 });
             }
@@ -136,8 +136,8 @@ void gelu(const T* h, const float* bias, T* a, int64_t rows, int64_t width) {
     for (int64_t row = 0; row < rows; ++row)
         across(width, [=](int64_t at, auto count) {
             Lanes value, slope;
-            gelu_at(T{}, lanes(h + row * width + at, count) + lanes(bias + at, count), value, slope);
-            put(a + row * width + at, value, count);
+            gelu_at(T{}, next(h + row * width + at, count) + lanes(bias + at, count), value, slope);
+            put_next(a + row * width + at, value, count);
         });
 }
 
@@ -153,10 +153,10 @@ void gelu_backward(const T* h, const float* bias, T* grad, T* a, float* dbias, i
             across(width, [=](int64_t at, auto some) {
                 const int64_t here = row * width + at;
                 Lanes value, slope;
-                gelu_at(T{}, lanes(h + here, some) + lanes(bias + at, some), value, slope);
-                slope *= lanes(grad + here, some);
+                gelu_at(T{}, next(h + here, some) + lanes(bias + at, some), value, slope);
+                slope *= next(grad + here, some);
                 put(sums + at, lanes(sums + at, some) + slope, some);
-                put(a + here, value, some);
+                put_next(a + here, value, some);
                 put(grad + here, slope, some);
             });
     }
@@ -170,7 +170,7 @@ void gate(const T* both, T* u, int64_t rows, int64_t width) {
     for (int64_t row = 0; row < rows; ++row)
         across(width, [=](int64_t at, auto count) {
             const T* value = both + 2 * row * width + at;
-            put(u + row * width + at, lanes(value, count) / (1.0f + exponential(-lanes(value + width, count))), count);
+            put_next(u + row * width + at, next(value, count) / (1.0f + exponential(-next(value + width, count))), count);
         });
 }
 
@@ -181,11 +181,11 @@ void gate_backward(const T* both, const T* grad, const T* more, T* slopes, int64
     for (int64_t row = 0; row < rows; ++row)
         across(width, [=](int64_t at, auto count) {
             const T* value = both + 2 * row * width + at;
-            const Lanes slope = lanes(grad + row * width + at, count) + lanes(more + row * width + at, count);
-            const Lanes open = 1.0f / (1.0f + exponential(-lanes(value + width, count)));
+            const Lanes slope = next(grad + row * width + at, count) + next(more + row * width + at, count);
+            const Lanes open = 1.0f / (1.0f + exponential(-next(value + width, count)));
             T* to = slopes + 2 * row * width + at;
-            put(to, slope * open, count);
-            put(to + width, slope * open * (1.0f - open) * lanes(value, count), count);
+            put_next(to, slope * open, count);
+            put_next(to + width, slope * open * (1.0f - open) * next(value, count), count);
         });
 }
 
@@ -195,7 +195,7 @@ void times(const T* a, const T* b, T* y, int64_t rows, int64_t width, int64_t st
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < rows; ++row)
         across(width, [=](int64_t at, auto count) {
-            put(y + row * width + at, lanes(a + row * step + at, count) * lanes(b + row * width + at, count), count);
+            put_next(y + row * width + at, next(a + row * step + at, count) * next(b + row * width + at, count), count);
         });
 }
 
@@ -206,9 +206,9 @@ void times_backward(const T* grad, const T* a, const T* b, T* da, T* db, int64_t
     for (int64_t row = 0; row < rows; ++row)
         across(width, [=](int64_t at, auto count) {
             const int64_t here = row * width + at, there = row * step + at;
-            const Lanes slope = lanes(grad + here, count);
-            put(da + there, lanes(da + there, count) + slope * lanes(b + here, count), count);
-            put(db + here, slope * lanes(a + there, count), count);
+            const Lanes slope = next(grad + here, count);
+            put(da + there, next(da + there, count) + slope * next(b + here, count), count);
+            put_next(db + here, slope * next(a + there, count), count);
         });
 }
 
@@ -220,9 +220,8 @@ void column_sums(const T* x, float* sums, int64_t rows, int64_t width) {
     for (int64_t block = 0; block < count; ++block) {
         float* own = &parts[block * width];
         for (int64_t row = block * ROWS; row < std::min(rows, (block + 1) * ROWS); ++row)
-            across(width, [=](int64_t at, auto some) {
-                put(own + at, lanes(own + at, some) + lanes(x + row * width + at, some), some);
-            });
+            across(width,
+                   [=](int64_t at, auto some) { put(own + at, lanes(own + at, some) + next(x + row * width + at, some), some); });
     }
     gather(parts, count, width, sums);
 }
@@ -238,7 +237,12 @@ void turned(const bf16* x, bf16* to, float* sums, int64_t rows, int64_t width, i
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < count; ++block)
             across(width, [&](int64_t at, auto some) {
-                const auto part = [=](int64_t row) { return row < rows ? lanes(x + row * width + at, some) : Lanes{}; };
+                const auto part = [=](int64_t row) {
+                    if (row >= rows) return Lanes{};
+                    const bf16* here = x + row * width + at;
+                    __builtin_prefetch(here + SIDE, 0, 2);  // the columns after these, for rows are not read in order
+                    return lanes(here, some);
+                };
                 Lanes total{};
                 for (int64_t from = block * ROWS; from < std::min(rows, (block + 1) * ROWS); from += SIDE) {
                     Words pairs[LANES];
@@ -283,7 +287,7 @@ void surprise(T* __restrict logits, const float* __restrict bias, const int64_t*
             T* own = logits + row * width;
             Lanes high = Lanes{} - INFINITY;
             across(width, [&](int64_t at, auto count) {
-                const Lanes x = lanes(own + at, count) + lanes(bias + at, count), all = only(x, count, -INFINITY);
+                const Lanes x = next(own + at, count) + lanes(bias + at, count), all = only(x, count, -INFINITY);
                 put(e + at, x, count);
                 high = high < all ? all : high;
             });

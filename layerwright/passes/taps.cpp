@@ -67,8 +67,18 @@ void widen(const T* x, int64_t step, Piece piece, int64_t length, int64_t kernel
     const int64_t from = piece.from - kernel / 2, to = piece.to - kernel / 2 + kernel - 1;
     for (int64_t token = std::max<int64_t>(from, 0); token < std::min(to, length); ++token)
         across(piece.size, [=](int64_t at, auto count) {
-            put(wide + (token - from) * room + at, lanes(x + (piece.first_token + token) * step + piece.at + at, count));
+            const T* here = x + (piece.first_token + token) * step + piece.at + at;
+            __builtin_prefetch(here + piece.size, 0, 2);  // the next piece's, for tokens are not read in order
+            put(wide + (token - from) * room + at, lanes(here, count));
         });
+}
+
+// Fetch where a piece of y will be written.
+template <class T>
+void claim(T* y, int64_t step, Piece piece) {
+    for (int64_t token = piece.from; token < piece.to; ++token)
+        for (int64_t at = 0; at < piece.size; at += LINE / int64_t(sizeof(T)))
+            __builtin_prefetch(y + (piece.first_token + token) * step + piece.at + at, 1);
 }
 
 // y[b, l, d] = sum over k of taps[k, d] x[b, l + k - K / 2, d], where `near` [B, L, K] says that a neighbour counts (or is
@@ -80,6 +90,7 @@ void depthwise(const T* x, const float* taps, const uint8_t* near, T* y, int64_t
         const int64_t row = piece.first_token * width + piece.at, from = piece.from;
         Room<float> room((ROWS + kernel) * CHANNELS);
         float* wide = room;
+        claim(y, width, piece);
         widen(x, width, piece, length, kernel, wide);
         const auto tap = [=](int64_t k, int64_t at, auto count) {
             return lanes(taps + (flip ? kernel - 1 - k : k) * width + piece.at + at, count);
@@ -167,6 +178,7 @@ void convolve(const T* x, const float* weights, const uint8_t* near, T* y, int64
               int64_t size, int64_t kernel, int64_t step, int64_t to_step) {
     pieces(rows, length, heads, size, CHANNELS, [=](Piece piece) {
         Room<float> wide((ROWS + kernel) * CHANNELS);
+        claim(y, to_step, piece);
         widen(x, step, piece, length, kernel, wide);
         for (int64_t token = piece.from; token < piece.to; ++token) {
             const int64_t giver = piece.first_token + token;
@@ -217,6 +229,7 @@ void convolve_backward(const T* grad, const T* x, const float* weights, const ui
             across(kernel,
                    [=](int64_t k, auto some) { put(to + k, (lanes(slope + k, some) - mean) * lanes(share + k, some), some); });
         }
+        claim(dx, to_step, piece);
         // Each token gives back to those it took from.
         for (int64_t token = piece.from; token < piece.to; ++token) {
             const int64_t from = first(token, kernel), to = last(token, length, kernel);

@@ -46,21 +46,20 @@ void adamw(float* const* weights, const float* const* grads, float* const* first
            double epsilon) {
     for (int64_t i = 0; i < count; ++i) *steps[i] += 1;
     pieces(sizes, count, [&](int64_t i, int64_t from, int64_t to, int64_t) {
-        float* __restrict weight = weights[i];
-        const float* __restrict grad = grads[i];
-        float *__restrict first = firsts[i], *__restrict second = seconds[i];
+        float *weight = weights[i], *first = firsts[i], *second = seconds[i];
+        const float* grad = grads[i];
         const double step = *steps[i], unbiased = 1 - std::pow(gamma, step);
         const float stride = float(rate / (1 - std::pow(beta, step))), root = float(1 / std::sqrt(unbiased));
         const float keep = float(1 - rate * decay), share = float(1 - beta), rest = float(1 - gamma), least = float(epsilon);
         const float scale = float(factor), stay = float(gamma);
-#pragma omp simd
-        for (int64_t j = from; j < to; ++j) {
-            const float g = grad[j] * scale;
-            const float m = first[j] + (g - first[j]) * share, v = second[j] * stay + g * g * rest;
-            first[j] = m;
-            second[j] = v;
-            weight[j] = weight[j] * keep - stride * m / (std::sqrt(v) * root + least);
-        }
+        across(to - from, [=](int64_t at, auto count) {
+            const int64_t j = from + at;
+            const Lanes g = next(grad + j, count) * scale, before = next(first + j, count);
+            const Lanes m = before + (g - before) * share, v = next(second + j, count) * stay + g * g * rest;
+            put(first + j, m, count);
+            put(second + j, v, count);
+            put(weight + j, next(weight + j, count) * keep - stride * m / (square_root(v) * root + least), count);
+        });
     });
 }
 
