@@ -91,14 +91,15 @@ void attend(const T* query, const T* key, const T* value, T* to, float* nats, co
     constexpr int64_t HELD = Products::HELD;
     const Heads all{rows, length, heads, size};
     const Sight sight{visible, row_step, step};
-    const Dropout drop(level, seed);
+    const Dropout drop(level, seed, length);
 #pragma omp parallel
     {
         const Products products;
         const int64_t room = all.tall * all.wide;
         Room<Number> own(room), some(SIDE * all.wide), weights(SIDE * all.tall);
         Room<Vector> keys(room / HELD), values(room / HELD);
-        Room<float> scores(SIDE * all.tall), mixed(SIDE * all.wide);
+        Room<float> scores(SIDE * all.tall), mixed(SIDE * all.wide), shares(SIDE);
+        Room<uint32_t> drawn(drop.room());
 #pragma omp for schedule(static)
         for (int64_t head = 0; head < all.count(); ++head) {
             products.second_transposed(all.take(key, key_step, head, 0, length, own), all.tall, all.wide, keys);
@@ -111,23 +112,30 @@ void attend(const T* query, const T* key, const T* value, T* to, float* nats, co
                 for (int64_t i = 0; i < count; ++i) {
                     float* row = scores + i * near.wide;
                     Number* kept = weights + i * near.wide;
-                    const int64_t token = head * length + at + i, place = token * length + near.from;
+                    const int64_t token = head * length + at + i;
                     all.fetch(query, query_step, head, at + i);
                     all.fetch(key, key_step, head, at + i);
                     all.fetch(value, value_step, head, at + i);
                     all.claim(to, to_step, head, at + i);
                     hide(row, sight.of(all, head, at + i, near.from), near.count);
-                    with(drop, [=](auto drops, Dropout drop) {
-                        nats[token] = softmax_of(row, near.count, all.scale, [=](int64_t k, Lanes x, auto some) {
-                            if constexpr (drops) x *= drop(place + k);
+                    with(drop, [&](auto drops, Dropout drop) {
+                        const uint32_t* chances = nullptr;
+                        if constexpr (drops) chances = drop.draw(token, near.from, near.count, drawn);
+                        const auto found = softmax_of<T>(row, near.count, all.scale, [=](int64_t k, Lanes x, auto some) {
+                            if constexpr (drops) x = drop(x, chances + k);
                             put(kept + k, x, some);
                         });
+                        nats[token] = found.nats;
+                        shares[i] = found.share;
                     });
                     std::fill(kept + near.count, kept + near.wide, Number{});
                 }
                 products.multiply({weights, near.wide}, values + near.from * all.wide / HELD, all.wide / LANES, mixed, SIDE,
                                   all.wide, near.wide, false);
-                all.give(mixed, to, to_step, head, at, count);
+                for (int64_t i = 0; i < count; ++i)
+                    across(size, [&](int64_t k, auto some) {
+                        put(to + all.place(head, at + i, to_step) + k, lanes(mixed + i * all.wide + k, some) * shares[i], some);
+                    });
             }
         }
     }
@@ -144,7 +152,7 @@ void attend_backward(const T* grad, const T* query, const T* key, const T* value
     constexpr int64_t HELD = Products::HELD;
     const Heads all{rows, length, heads, size};
     const Sight sight{visible, row_step, step};
-    const Dropout drop(level, seed);
+    const Dropout drop(level, seed, length);
     const int64_t block =
         std::min<int64_t>(4 * SIDE, all.tall);  // queries at a time: enough that sums over them are seldom stored
 #pragma omp parallel
@@ -153,7 +161,8 @@ void attend_backward(const T* grad, const T* query, const T* key, const T* value
         const int64_t room = all.tall * all.wide, part = block * all.wide, square = block * all.tall;
         Room<Number> own(room), asking(part), giving(part), weights(square), slopes(square), turned(square);
         Room<Vector> keys(room / HELD), values(room / HELD), found(room / HELD), some(part / HELD);
-        Room<float> scores(square), dweights(square), dq(part), dk(room), dv(room);
+        Room<float> scores(square), dweights(square), dq(part), dk(room), dv(room), sums(block);
+        Room<uint32_t> drawn(drop.room());
 #pragma omp for schedule(static)
         for (int64_t head = 0; head < all.count(); ++head) {
             products.second_transposed(all.take(value, value_step, head, 0, length, own), all.tall, all.wide, values);
@@ -168,19 +177,23 @@ void attend_backward(const T* grad, const T* query, const T* key, const T* value
                 const auto grads = all.take(grad, grad_step, head, at, count, giving);
                 const auto near = sight.reach(all, head, at, count);
                 const int64_t from = near.from / LANES, across_all = all.tall / LANES;
+                // What the weights of a row and their slopes come to is what comes out and its slope do.  Added up here, where
+                // nothing else waits for what comes out to be read.
+                for (int64_t i = 0; i < count; ++i) {
+                    const T* given = out + all.place(head, at + i, out_step);
+                    const Number* own = grads.row(i);
+                    Lanes sum{};
+                    across(size, [&](int64_t k, auto some) { sum += lanes(given + k, some) * lanes(own + k, some); });
+                    sums[i] = total(sum) * all.scale;
+                }
                 products.multiply(queries, keys + from, across_all, scores, deep, near.wide, all.wide, false);
                 products.multiply(grads, values + from, across_all, dweights, deep, near.wide, all.wide, false);
                 for (int64_t i = 0; i < count; ++i) {
                     float *score = scores + i * near.wide, *dweight = dweights + i * near.wide;
                     Number *kept = weights + i * near.wide, *slope = slopes + i * near.wide;
-                    const int64_t token = head * length + at + i, place = token * length + near.from;
-                    const float whole = nats[token], scale = all.scale;
-                    // What the weights of a row and their slopes come to is what comes out and its slope do.
-                    const T* given = out + all.place(head, at + i, out_step);
-                    const Number* own = grads.row(i);
-                    Lanes sums{};
-                    across(size, [&](int64_t k, auto some) { sums += lanes(given + k, some) * lanes(own + k, some); });
-                    const float sum = total(sums);
+                    const int64_t token = head * length + at + i;
+                    const float scale = all.scale, whole = nats[token] == -INFINITY ? 0.0f : nats[token] / scale;
+                    const float sum = sums[i];
                     all.fetch(grad, grad_step, head, at + i);
                     all.fetch(query, query_step, head, at + i);
                     all.fetch(key, key_step, head, at + i);
@@ -190,18 +203,15 @@ void attend_backward(const T* grad, const T* query, const T* key, const T* value
                     all.claim(dkey, to_step, head, at + i);
                     all.claim(dvalue, to_step, head, at + i);
                     hide(score, sight.of(all, head, at + i, near.from), near.count);
-                    with(drop, [=](auto drops, Dropout drop) {
+                    with(drop, [&](auto drops, Dropout drop) {
+                        const uint32_t* chances = nullptr;
+                        if constexpr (drops) chances = drop.draw(token, near.from, near.count, drawn);
                         across(near.count, [=](int64_t k, auto some) {
-                            const Lanes x = lanes(score + k, some);
-                            const Lanes weight = x == -INFINITY ? Lanes{} : exponential(x * scale - whole);
-                            Lanes left = weight, more = lanes(dweight + k, some);
-                            if constexpr (drops) {
-                                const Lanes factor = drop(place + k);
-                                left *= factor;
-                                more *= factor;
-                            }
+                            const Lanes weight = weight_of(T{}, lanes(score + k, some), whole, scale);
+                            Lanes left = weight, more = lanes(dweight + k, some) * scale;
+                            if constexpr (drops) left = drop(left, chances + k), more = drop(more, chances + k);
                             put(kept + k, left, some);
-                            put(slope + k, weight * (more - sum) * scale, some);
+                            put(slope + k, weight * (more - sum), some);
                         });
                     });
                     std::fill(kept + near.count, kept + near.wide, Number{});

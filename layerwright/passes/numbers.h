@@ -143,23 +143,46 @@ inline float largest(Lanes x) {
     return joined(x, [](Lanes a, Lanes b) { return a < b ? b : a; });
 }
 
-// The finaliser of MurmurHash3 over the number of the element, seeded twice.
-inline Words chance(uint64_t seed, Words element) {
-    Words h = element + uint32_t(seed);
+// The finaliser of MurmurHash3 over a number, seeded twice.
+inline Words chance(uint64_t seed, Words number) {
+    Words h = number + uint32_t(seed);
     h = (h ^ (h >> 16)) * 0x85ebca6bu;
     h = (h ^ (h >> 13) ^ uint32_t(seed >> 32)) * 0xc2b2ae35u;
     return h ^ (h >> 16);
 }
 
-// The factors of dropout of the sixteen elements from one on: 0, or what makes up for the zeros.  level: of 256.
+// Dropout of a matrix of so many columns.  A hash decides on four numbers of a row, by a byte for each: where that is below the
+// level, of 256, the number becomes 0, and else what makes up for the zeros.
 struct Dropout {
+    static constexpr int64_t GROUP = 4 * LANES;  // columns that are decided on together
     uint32_t below;
     uint64_t seed;
+    int64_t groups;
     float scale;
-    Dropout(int64_t level, int64_t number)
-        : below(uint32_t(level) << 24), seed(uint64_t(number)), scale(256.0f / float(256 - level)) {}
-    Lanes operator()(int64_t element) const {
-        return chance(seed, PLACES + uint32_t(element)) >= below ? Lanes{} + scale : Lanes{};
+    Dropout(int64_t level, int64_t seed, int64_t columns)
+        : below(uint32_t(level) << 24),
+          seed(uint64_t(seed)),
+          groups((columns + GROUP - 1) / GROUP),
+          scale(256.0f / float(256 - level)) {}
+
+    // How much room a row needs.
+    int64_t room() const { return below ? groups * GROUP : 0; }
+    // Draw for so many columns of a row, from one on, a multiple of the lanes; returned is where that one's chance lies.
+    const uint32_t* draw(int64_t row, int64_t from, int64_t count, uint32_t* to) const {
+        uint32_t* next = to;
+        for (int64_t group = from / GROUP; group * GROUP < from + count; ++group) {
+            const Words some = chance(seed, PLACES + uint32_t((row * groups + group) * LANES));
+            for (uint32_t shift = 0; shift < 32; shift += 8, next += LANES) {
+                const Words shifted = some << shift;
+                std::memcpy(next, &shifted, sizeof shifted);
+            }
+        }
+        return to + from % GROUP;
+    }
+    Lanes operator()(Lanes x, const uint32_t* chances) const {
+        Words some;
+        std::memcpy(&some, chances, sizeof some);
+        return some >= below ? x * scale : Lanes{};
     }
 };
 
@@ -189,25 +212,46 @@ inline Lanes exponential(Lanes x) {
     return p * (Lanes)(((Words)sum - std::bit_cast<uint32_t>(beside) + 127) << 23);
 }
 
-// The softmax of a row of scores, which are lost, times a scale: `give` gets the weights, from where on and how many.  Returned
-// is the logarithm of their sum.  What is -infinity weighs nothing, and where all is, there are zeros.
-template <class Give>
-float softmax_of(float* e, int64_t width, float scale, Give give) {
+// e^((x - from) * scale), and 0 at -infinity.
+inline Lanes weight_of(float, Lanes x, float from, float scale) {
+    return x == -INFINITY ? Lanes{} : exponential((x - from) * scale);
+}
+
+// For numbers of 8 bits within 3e-6 of it, where the power is none of a large number: as one of two, and 0 below 2^-126.
+inline Lanes weight_of(bf16, Lanes x, float from, float scale) {
+    constexpr float beside = 12582912.0f;  // as above
+    const float doublings = scale * 1.44269504f;
+    const Lanes power = x * doublings - from * doublings, sum = power + beside, rest = power - (sum - beside);
+    Lanes p = rest * 9.58285324e-3f + 5.59064259e-2f;
+    p = p * rest + 2.40240986e-1f;
+    p = p * rest + 6.93124193e-1f;
+    p = p * rest + 1.0f;
+    return power < -126.0f ? Lanes{} : (Lanes)((Words)p + ((Words)sum << 23));
+}
+
+// What a softmax divides by: the logarithm of it, and its inverse, or 0 where all is -infinity.
+struct Whole {
+    float nats, share;
+};
+
+// The softmax of a row of scores times a scale, before it is divided by its sum: `give` gets the weights, from where on and how
+// many.  What is -infinity weighs nothing.  T: what is stored.
+template <class T, class Give>
+Whole softmax_of(const float* scores, int64_t width, float scale, Give give) {
     Lanes high = Lanes{} - INFINITY, sums{};
     across(width, [&](int64_t at, auto count) {
-        const Lanes x = only(lanes(e + at, count), count, -INFINITY);
+        const Lanes x = only(lanes(scores + at, count), count, -INFINITY);
         high = high < x ? x : high;
     });
     float most = largest(high);
     if (most == -INFINITY) most = 0;
     across(width, [&](int64_t at, auto count) {
-        const Lanes x = lanes(e + at, count), found = x == -INFINITY ? Lanes{} : exponential((x - most) * scale);
-        put(e + at, found, count);
+        const Lanes found = weight_of(T{}, lanes(scores + at, count), most, scale);
         sums += only(found, count);
+        give(at, found, count);
     });
-    const float sum = total(sums), share = sum > 0 ? 1.0f / sum : (sum == sum ? 0.0f : sum);
-    across(width, [=](int64_t at, auto count) { give(at, lanes(e + at, count) * share, count); });
-    return most * scale + std::log(sum);
+    const float sum = total(sums);
+    return {most * scale + std::log(sum), sum > 0 ? 1.0f / sum : (sum == sum ? 0.0f : sum)};
 }
 
 constexpr int64_t ROWS = 64;  // rows whose sums are added up before those of others

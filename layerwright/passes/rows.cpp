@@ -43,19 +43,22 @@ inline void gelu_at(bf16, Lanes x, Lanes& value, Lanes& slope) {
 template <class T>
 void add_norm(const T* x, const T* y, const float* weight, const float* bias, T* out, T* sum, float* mean, float* scale,
               int64_t rows, int64_t width, double eps, int64_t level, int64_t seed) {
-    const Dropout drop(level, seed);
+    const Dropout drop(level, seed, width);
 #pragma omp parallel
     {
         std::vector<float> row_values(width);
+        Room<uint32_t> drawn(drop.room());
         float* t = row_values.data();
 #pragma omp for schedule(static)
         for (int64_t row = 0; row < rows; ++row) {
             const int64_t start = row * width;
             Lanes sums{}, squares{};
             with(drop, [&](auto drops, Dropout drop) {
+                const uint32_t* chances = nullptr;
+                if constexpr (drops) chances = drop.draw(row, 0, width, drawn);
                 across(width, [&](int64_t at, auto count) {
                     Lanes more = next(y + start + at, count);
-                    if constexpr (drops) more *= drop(start + at);
+                    if constexpr (drops) more = drop(more, chances + at);
                     const Lanes both = next(x + start + at, count) + more;
                     put(t + at, both, count);
                     sums += both;
@@ -83,7 +86,7 @@ template <class T>
 void add_norm_backward(const T* grad, const T* kept, const float* weight, const float* bias, const float* mean,
                        const float* scale, T* dx, T* dy, float* dweight, float* dbias, int64_t rows, int64_t width, int64_t level,
                        int64_t seed) {
-    const Dropout drop(level, seed);
+    const Dropout drop(level, seed, width);
     const int64_t count = blocks(rows);
     std::vector<float> parts(count * 2 * width), sums(2 * width), undo(2 * width);
     for (int64_t i = 0; i < width; ++i) {
@@ -94,6 +97,7 @@ void add_norm_backward(const T* grad, const T* kept, const float* weight, const 
     {
         const float *shift = undo.data(), *unit = shift + width;
         std::vector<float> own(2 * width);
+        Room<uint32_t> drawn(drop.room());
         float *normed = own.data(), *slope = normed + width;
 #pragma omp for schedule(static)
         for (int64_t block = 0; block < count; ++block) {
@@ -114,11 +118,13 @@ void add_norm_backward(const T* grad, const T* kept, const float* weight, const 
                     along += s * n;
                 });
                 const float a = total(flat) / float(width), b = total(along) / float(width);
-                with(drop, [=](auto drops, Dropout drop) {
+                with(drop, [&](auto drops, Dropout drop) {
+                    const uint32_t* chances = nullptr;
+                    if constexpr (drops) chances = drop.draw(row, 0, width, drawn);
                     across(width, [=](int64_t at, auto some) {
                         const Lanes s = (lanes(slope + at, some) - a - lanes(normed + at, some) * b) * size;
                         put_next(dx + start + at, s, some);
-                        if constexpr (drops) put_next(dy + start + at, s * drop(start + at), some);
+                        if constexpr (drops) put_next(dy + start + at, drop(s, chances + at), some);
                     });
                 });
             }
@@ -297,7 +303,7 @@ void surprise(T* __restrict logits, const float* __restrict bias, const int64_t*
             for (int64_t at = 0; at < width; at += BLOCK) {
                 Lanes some{};
                 across(std::min(BLOCK, width - at), [&](int64_t i, auto count) {
-                    const Lanes x = only(exponential(lanes(e + at + i, count) - most), count);
+                    const Lanes x = only(weight_of(T{}, lanes(e + at + i, count), most, 1.0f), count);
                     put(e + at + i, x, count);
                     some += x;
                 });

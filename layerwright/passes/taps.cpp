@@ -162,11 +162,13 @@ void softmax_of_taps(const T* logits, float* weights, int64_t rows, int64_t kern
         const T* from = logits + row * kernel;
         float* to = weights + row * kernel;
         if (kernel <= LANES) {
-            const Lanes x = only(lanes(from, kernel), kernel, -INFINITY), shares = only(exponential(x - largest(x)), kernel);
+            const Lanes x = only(lanes(from, kernel), kernel, -INFINITY), shares = weight_of(T{}, x, largest(x), 1.0f);
             put(to, shares / total(shares), kernel);
         } else {
             across(kernel, [=](int64_t at, auto count) { put(to + at, lanes(from + at, count), count); });
-            softmax_of(to, kernel, 1.0f, [=](int64_t at, Lanes x, auto count) { put(to + at, x, count); });
+            const auto found = [=](int64_t at, Lanes x, auto count) { put(to + at, x, count); };
+            const float share = softmax_of<T>(to, kernel, 1.0f, found).share;
+            across(kernel, [=](int64_t at, auto count) { put(to + at, lanes(to + at, count) * share, count); });
         }
     }
 }
