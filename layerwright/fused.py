@@ -18,8 +18,6 @@ from . import kernels
 from .kernels import run
 from .native import call, offers, serves
 
-LINE = 32  # numbers of 16 bits in a line of the cache
-
 
 def ready(x: Tensor, *maps: nn.Module) -> bool:
     """Return whether the functions of this file serve a tensor, and linear maps and norms that nobody has put anything around."""
@@ -170,17 +168,13 @@ def slopes_of(grad: Tensor, x: Tensor, bias: Tensor | None = None) -> tuple[Tens
     """Return the slopes of weight and bias of a linear map, given those of what came out [N, S] and what went in [N, D].
 
     The first in one piece.  bias: the slope of the bias, where it is known already.
-
-    Products by tiles that add up over rows take half the time where they read these in order.
     """
-    if not offers("turned", grad):
+    if not offers("slopes", grad):
         return linear(grad.t(), x.t()), sums(grad) if bias is None else bias
-    lines = -(-len(grad) // LINE)
-    # An odd number of lines: were it a power of two, those of one column would drive each other out of the cache.
-    columns = grad.new_empty(grad.shape[1], (lines | 1) * LINE)
-    found = grad.new_empty(grad.shape[1], dtype=torch.float32) if bias is None else bias
-    call("turned", grad, grad, columns, None if found is bias else found, *grad.shape, columns.shape[1])
-    return torch.mm(columns[:, : len(grad)], x), found
+    # In float32, as the weight wants them: rounded, they would have to be copied once more.
+    weight, found = (grad.new_empty(grad.shape[1], *more, dtype=torch.float32) for more in ([x.shape[1]], []))
+    call("slopes", grad, grad, x.contiguous(), weight, found if bias is None else None, *grad.shape, x.shape[1])
+    return weight, found if bias is None else bias
 
 
 def lean(function: type[Function]) -> type[Function]:

@@ -109,18 +109,64 @@ def test_maps_of_one_input_are_one_product(dtype, tolerance, counted):
     maps = [nn.Linear(12, size) for size in (5, 1, 20)]
     weights = tuple(parameter for linear in maps for parameter in linear.parameters())
     both_ways(lambda x: torch.cat(fused.project(x, *maps), -1), leaf(3, 9, 12, dtype=dtype), tolerance=tolerance, weights=weights)
-    assert counted == ["turned" if native.offers("turned", torch.empty(0, dtype=dtype)) else "column_sums"]
+    assert counted == ["slopes" if native.offers("slopes", torch.empty(0, dtype=dtype)) else "column_sums"]
+
+
+def two_matrices(rows, *widths):
+    random = torch.Generator().manual_seed(rows)
+    return [torch.randn(rows, size, generator=random).bfloat16() for size in widths]
 
 
 @needs_compiler
-@pytest.mark.parametrize("rows", [0, 1, 31, 32, 33, 64, 200])
-@pytest.mark.parametrize("width", [1, 15, 16, 36, 64])
-def test_slopes_of_a_map_are_sums_over_rows(rows, width):
-    random = torch.Generator().manual_seed(rows)
-    grad, x = (torch.randn(rows, size, generator=random).bfloat16() for size in (width, 24))
+@pytest.mark.parametrize("rows", [0, 1, 31, 32, 33, 64, 127, 129, 300])
+@pytest.mark.parametrize("width", [1, 15, 16, 36, 64, 200])
+@pytest.mark.parametrize("inner", [3, 24, 32, 100])
+def test_slopes_of_a_map_are_sums_over_rows(rows, width, inner):
+    grad, x = two_matrices(rows, width, inner)
     weight, bias = fused.slopes_of(grad, x)
-    torch.testing.assert_close(weight.float(), grad.float().t() @ x.float(), rtol=0.01, atol=0.01 * rows**0.5)
-    assert torch.equal(bias, fused.sums(grad))
+    rounded = 0 if native.offers("slopes", grad) else 0.01
+    torch.testing.assert_close(weight.double(), grad.double().t() @ x.double(), rtol=rounded, atol=rounded * rows**0.5 + 1e-4)
+    torch.testing.assert_close(bias.double(), grad.double().sum(0), rtol=0, atol=1e-4)
+    known = torch.zeros(width)
+    again, same = fused.slopes_of(grad, x, known)
+    assert same is known
+    assert torch.equal(again, weight)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("width", "inner"), [(64, 64), (70, 300), (1200, 500)])
+def test_slopes_do_not_depend_on_how_many_threads_there_are(width, inner):
+    grad, x = two_matrices(500, width, inner)
+    if not native.offers("slopes", grad):
+        pytest.skip("oneDNN multiplies here")
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 5):
+            torch.set_num_threads(count)
+            found.append(fused.slopes_of(grad, x))
+    finally:
+        torch.set_num_threads(threads)
+    for weight, bias in found[1:]:
+        assert torch.equal(weight, found[0][0])
+        assert torch.equal(bias, found[0][1])
+
+
+@needs_compiler
+@pytest.mark.parametrize("level", [26, 128])
+@pytest.mark.parametrize("width", [64, 100])
+def test_numbers_are_dropped_whatever_becomes_of_others(level, width):
+    """A hash decides on four: whether two are dropped, whichever, is as likely as for two coins."""
+    ones = torch.ones(4096, width)
+    norm = nn.LayerNorm(width)
+    y = ones.clone().requires_grad_()
+    fused.add_norm(torch.randn(4096, width), y, norm, level / 256).backward(torch.randn(4096, width))
+    dropped = (y.grad == 0).double()
+    chance, rows = level / 256, len(dropped)
+    assert dropped.mean() == pytest.approx(chance, abs=5 * (chance / dropped.numel()) ** 0.5)
+    both = dropped.t() @ dropped / rows
+    off = both[~torch.eye(width, dtype=torch.bool)] - chance**2
+    assert off.abs().max() < 6 * (chance**2 / rows) ** 0.5
+    assert (dropped[1:] * dropped[:-1]).mean() == pytest.approx(chance**2, abs=5 * chance / dropped.numel() ** 0.5)
 
 
 @needs_compiler

@@ -1,6 +1,6 @@
 // Passes over the rows of a matrix: residual, dropout and norm; GELU; sums of columns.
 
-#include "products.h"
+#include "numbers.h"
 
 namespace {
 
@@ -232,45 +232,6 @@ void column_sums(const T* x, float* sums, int64_t rows, int64_t width) {
     gather(parts, count, width, sums);
 }
 
-#ifdef __AMX_BF16__
-// The transpose of a matrix, [width, apart], and, unless that is null, the sums of its columns.  `apart` is a multiple of SIDE,
-// and no less than `rows`.
-void turned(const bf16* x, bf16* to, float* sums, int64_t rows, int64_t width, int64_t apart) {
-    const int64_t count = blocks(rows);
-    std::vector<float> parts(count * width);
-#pragma omp parallel
-    {
-#pragma omp for schedule(static)
-        for (int64_t block = 0; block < count; ++block)
-            across(width, [&](int64_t at, auto some) {
-                const auto part = [=](int64_t row) {
-                    if (row >= rows) return Lanes{};
-                    const bf16* here = x + row * width + at;
-                    __builtin_prefetch(here + SIDE, 0, 2);  // the columns after these, for rows are not read in order
-                    return lanes(here, some);
-                };
-                Lanes total{};
-                for (int64_t from = block * ROWS; from < std::min(rows, (block + 1) * ROWS); from += SIDE) {
-                    Words pairs[LANES];
-                    for (int64_t i = 0; i < LANES; ++i) {
-                        const Lanes above = part(from + 2 * i), below = part(from + 2 * i + 1);
-                        pairs[i] = (Words)above >> 16 | (Words)below;
-                        total += above;
-                        total += below;
-                    }
-                    turn(pairs);
-                    // Past the cache: these lines lie far from each other, and are not read before all are written.
-                    for (int64_t i = 0; i < some; ++i)
-                        _mm512_stream_si512((__m512i*)(to + (at + i) * apart + from), (__m512i)pairs[i]);
-                }
-                put(&parts[block * width + at], total, some);
-            });
-        _mm_sfence();
-    }
-    if (sums) gather(parts, count, width, sums);
-}
-#endif
-
 // Whether each bias is small beside its weight.
 void small(const float* weight, const float* bias, int64_t* answer, int64_t width) {
     *answer = 1;
@@ -339,8 +300,5 @@ BOTH(times)
 BOTH(times_backward)
 BOTH(column_sums)
 BOTH(surprise)
-#ifdef __AMX_BF16__
-void* turned_bfloat16 = lent() ? (void*)&turned : nullptr;
-#endif
 void* small_float32 = (void*)&small;
 }
