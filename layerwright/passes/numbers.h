@@ -217,11 +217,10 @@ inline Lanes weight_of(float, Lanes x, float from, float scale) {
     return x == -INFINITY ? Lanes{} : exponential((x - from) * scale);
 }
 
-// For numbers of 8 bits within 3e-6 of it, where the power is none of a large number: as one of two, and 0 below 2^-126.
+// For numbers of 8 bits, where it is hardly above 1: a power of two, within 1e-5 of it, and 0 below 2^-126.
 inline Lanes weight_of(bf16, Lanes x, float from, float scale) {
     constexpr float beside = 12582912.0f;  // as above
-    const float doublings = scale * 1.44269504f;
-    const Lanes power = x * doublings - from * doublings, sum = power + beside, rest = power - (sum - beside);
+    const Lanes power = (x - from) * (scale * 1.44269504f), sum = power + beside, rest = power - (sum - beside);
     Lanes p = rest * 9.58285324e-3f + 5.59064259e-2f;
     p = p * rest + 2.40240986e-1f;
     p = p * rest + 6.93124193e-1f;
