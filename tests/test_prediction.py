@@ -222,8 +222,9 @@ def learned_rows(kind: str, chance: Random) -> str:
         ("choices", "jsonl", 3, {}),
         ("tags", "conll", 3, {}),
         ("tags", "conll", 3, {"stride": 3}),
-        ("spans", "json", 3, {}),
-        ("spans", "json", 3, {"stride": 2, "longest": 1, "best": 3}),
+        # With more of them these rows teach to answer nothing, and there would be one answer to compare.
+        ("spans", "json", 1, {}),
+        ("spans", "json", 1, {"stride": 2, "longest": 1, "best": 3}),
     ],
 )
 def test_what_is_predicted_is_what_was_scored_in_fine_tuning(kind: str, suffix: str, epochs: int, more: dict, tmp_path: Path):
