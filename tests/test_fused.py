@@ -156,9 +156,7 @@ def test_slopes_do_not_depend_on_how_many_threads_there_are(width, inner):
 @pytest.mark.parametrize("width", [64, 100])
 def test_numbers_are_dropped_whatever_becomes_of_others(level, width):
     """A hash decides on four: whether two are dropped, whichever, is as likely as for two coins."""
-    ones = torch.ones(4096, width)
-    norm = nn.LayerNorm(width)
-    y = ones.clone().requires_grad_()
+    norm, y = nn.LayerNorm(width), torch.ones(4096, width, requires_grad=True)
     fused.add_norm(torch.randn(4096, width), y, norm, level / 256).backward(torch.randn(4096, width))
     dropped = (y.grad == 0).double()
     chance, rows = level / 256, len(dropped)

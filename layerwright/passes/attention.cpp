@@ -18,14 +18,12 @@ struct Heads {
     template <class T>
     void fetch(const T* all, int64_t step, int64_t head, int64_t token) const {
         if (head + 1 == count() || size * int64_t(sizeof(T)) < LINE) return;
-        const T* next = all + place(head + 1, token, step);
-        for (int64_t at = 0; at < size; at += LINE / int64_t(sizeof(T))) __builtin_prefetch(next + at, 0, 2);
+        ::fetch(all + place(head + 1, token, step), size);
     }
     // And where this head's numbers of a token will be written.
     template <class T>
     void claim(T* all, int64_t step, int64_t head, int64_t token) const {
-        T* here = all + place(head, token, step);
-        for (int64_t at = 0; at < size; at += LINE / int64_t(sizeof(T))) __builtin_prefetch(here + at, 1);
+        ::claim(all + place(head, token, step), size);
     }
     // What some tokens have, from one on: where it lies, if that is whole tiles of these numbers and pairs begin where words do;
     // else copied, and zeros beyond.
@@ -118,9 +116,8 @@ void attend(const T* query, const T* key, const T* value, T* to, float* nats, co
                     all.fetch(value, value_step, head, at + i);
                     all.claim(to, to_step, head, at + i);
                     hide(row, sight.of(all, head, at + i, near.from), near.count);
+                    const uint32_t* chances = drop.draw(token, near.from, near.count, drawn);
                     with(drop, [&](auto drops, Dropout drop) {
-                        const uint32_t* chances = nullptr;
-                        if constexpr (drops) chances = drop.draw(token, near.from, near.count, drawn);
                         const auto found = softmax_of<T>(row, near.count, all.scale, [=](int64_t k, Lanes x, auto some) {
                             if constexpr (drops) x = drop(x, chances + k);
                             put(kept + k, x, some);
@@ -203,9 +200,8 @@ void attend_backward(const T* grad, const T* query, const T* key, const T* value
                     all.claim(dkey, to_step, head, at + i);
                     all.claim(dvalue, to_step, head, at + i);
                     hide(score, sight.of(all, head, at + i, near.from), near.count);
+                    const uint32_t* chances = drop.draw(token, near.from, near.count, drawn);
                     with(drop, [&](auto drops, Dropout drop) {
-                        const uint32_t* chances = nullptr;
-                        if constexpr (drops) chances = drop.draw(token, near.from, near.count, drawn);
                         across(near.count, [=](int64_t k, auto some) {
                             const Lanes weight = weight_of(T{}, lanes(score + k, some), whole, scale);
                             Lanes left = weight, more = lanes(dweight + k, some) * scale;

@@ -118,6 +118,17 @@ inline void put_next(T* to, Lanes x, Count count) {
     put(to, x, count);
 }
 
+// Fetch where so many numbers lie, to be read from the second level of the cache.
+template <class T>
+inline void fetch(const T* from, int64_t size) {
+    for (int64_t at = 0; at < size; at += LINE / int64_t(sizeof(T))) __builtin_prefetch(from + at, 0, 2);
+}
+// And where they will be written.
+template <class T>
+inline void claim(T* to, int64_t size) {
+    for (int64_t at = 0; at < size; at += LINE / int64_t(sizeof(T))) __builtin_prefetch(to + at, 1);
+}
+
 // So many, and something else beyond.
 inline Lanes only(Lanes x, Full, float = 0) { return x; }
 inline Lanes only(Lanes x, int64_t count, float beyond = 0) { return PLACES < uint32_t(count) ? x : Lanes{} + beyond; }
@@ -167,8 +178,10 @@ struct Dropout {
 
     // How much room a row needs.
     int64_t room() const { return below ? groups * GROUP : 0; }
-    // Draw for so many columns of a row, from one on, a multiple of the lanes; returned is where that one's chance lies.
+    // Draw for so many columns of a row, from one on, a multiple of the lanes; returned is where that one's chance lies, or null
+    // where nothing is dropped.
     const uint32_t* draw(int64_t row, int64_t from, int64_t count, uint32_t* to) const {
+        if (!below) return nullptr;
         uint32_t* next = to;
         for (int64_t group = from / GROUP; group * GROUP < from + count; ++group) {
             const Words some = chance(seed, PLACES + uint32_t((row * groups + group) * LANES));
@@ -195,13 +208,14 @@ void with(Dropout drop, Pass pass) {
         pass(std::false_type{}, drop);
 }
 
+// Beside so large a number no fraction has room, so that the sum is rounded; and a whole number is in its last bits.
+constexpr float BESIDE = 12582912.0f;
+
 // e^x within 2 units in the last place of float32, as a polynomial on [-ln 2 / 2, ln 2 / 2] times a power of two.
 inline Lanes exponential(Lanes x) {
     x = x < -87.0f ? Lanes{} - 87.0f : x;
     x = x > 88.0f ? Lanes{} + 88.0f : x;
-    // Beside so large a number no fraction has room, so that the sum is rounded; and a whole number is in its last bits.
-    constexpr float beside = 12582912.0f;
-    const Lanes sum = x * 1.44269504f + beside, whole = sum - beside;
+    const Lanes sum = x * 1.44269504f + BESIDE, whole = sum - BESIDE;
     const Lanes rest = (x - whole * 0.693359375f) + whole * 2.12194440e-4f;
     Lanes p = rest * 1.9875691500e-4f + 1.3981999507e-3f;
     p = p * rest + 8.3334519073e-3f;
@@ -209,7 +223,7 @@ inline Lanes exponential(Lanes x) {
     p = p * rest + 1.6666665459e-1f;
     p = p * rest + 5.0000001201e-1f;
     p = p * rest * rest + rest + 1.0f;
-    return p * (Lanes)(((Words)sum - std::bit_cast<uint32_t>(beside) + 127) << 23);
+    return p * (Lanes)(((Words)sum - std::bit_cast<uint32_t>(BESIDE) + 127) << 23);
 }
 
 // e^((x - from) * scale), and 0 at -infinity.
@@ -219,8 +233,7 @@ inline Lanes weight_of(float, Lanes x, float from, float scale) {
 
 // For numbers of 8 bits, where it is hardly above 1: a power of two, within 1e-5 of it, and 0 below 2^-126.
 inline Lanes weight_of(bf16, Lanes x, float from, float scale) {
-    constexpr float beside = 12582912.0f;  // as above
-    const Lanes power = (x - from) * (scale * 1.44269504f), sum = power + beside, rest = power - (sum - beside);
+    const Lanes power = (x - from) * (scale * 1.44269504f), sum = power + BESIDE, rest = power - (sum - BESIDE);
     Lanes p = rest * 9.58285324e-3f + 5.59064259e-2f;
     p = p * rest + 2.40240986e-1f;
     p = p * rest + 6.93124193e-1f;

@@ -53,9 +53,8 @@ void add_norm(const T* x, const T* y, const float* weight, const float* bias, T*
         for (int64_t row = 0; row < rows; ++row) {
             const int64_t start = row * width;
             Lanes sums{}, squares{};
+            const uint32_t* chances = drop.draw(row, 0, width, drawn);
             with(drop, [&](auto drops, Dropout drop) {
-                const uint32_t* chances = nullptr;
-                if constexpr (drops) chances = drop.draw(row, 0, width, drawn);
                 across(width, [&](int64_t at, auto count) {
                     Lanes more = next(y + start + at, count);
                     if constexpr (drops) more = drop(more, chances + at);
@@ -118,9 +117,8 @@ void add_norm_backward(const T* grad, const T* kept, const float* weight, const 
                     along += s * n;
                 });
                 const float a = total(flat) / float(width), b = total(along) / float(width);
-                with(drop, [&](auto drops, Dropout drop) {
-                    const uint32_t* chances = nullptr;
-                    if constexpr (drops) chances = drop.draw(row, 0, width, drawn);
+                const uint32_t* chances = drop.draw(row, 0, width, drawn);
+                with(drop, [=](auto drops, Dropout drop) {
                     across(width, [=](int64_t at, auto some) {
                         const Lanes s = (lanes(slope + at, some) - a - lanes(normed + at, some) * b) * size;
                         put_next(dx + start + at, s, some);

@@ -77,8 +77,7 @@ void widen(const T* x, int64_t step, Piece piece, int64_t length, int64_t kernel
 template <class T>
 void claim(T* y, int64_t step, Piece piece) {
     for (int64_t token = piece.from; token < piece.to; ++token)
-        for (int64_t at = 0; at < piece.size; at += LINE / int64_t(sizeof(T)))
-            __builtin_prefetch(y + (piece.first_token + token) * step + piece.at + at, 1);
+        claim(y + (piece.first_token + token) * step + piece.at, piece.size);
 }
 
 // y[b, l, d] = sum over k of taps[k, d] x[b, l + k - K / 2, d], where `near` [B, L, K] says that a neighbour counts (or is
