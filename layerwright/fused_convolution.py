@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.autograd.function import Function, once_differentiable
 
 from . import kernels
-from .fused import Drops, as_rows, even, lean, linear, look, looked, looking, ready, slopes_of, stacked, straight
+from .fused import Drops, as_rows, even, lean, linear, look, looked, looking, project, ready, slopes_of, stacked, straight
 from .kernels import run
 from .native import call
 
@@ -98,15 +98,14 @@ def _sizes(x: Tensor, weights: Tensor) -> tuple[int, ...]:
 def separate(x: Tensor, weight: Tensor, near: Tensor | None) -> tuple[Tensor, Tensor]:
     """Convolve each channel of x, in one piece; return what comes out, and the taps [K, D]."""
     taps, y = weight.detach()[:, 0].t().float().contiguous(), torch.empty_like(x)
-    call("depthwise", x, x, taps, near, y, *x.shape, len(taps), 0)
+    call("depthwise", x, x, taps, near, y, *x.shape, len(taps))
     return y, taps
 
 
 def separated(grad: Tensor, x: Tensor, taps: Tensor, near: Tensor | None) -> tuple[Tensor, Tensor]:
     """Return the slopes of x and of the weight, given that of what came out, in one piece."""
     dx, dtaps = torch.empty_like(x), torch.empty_like(taps)
-    call("depthwise", x, grad, taps, near, dx, *x.shape, len(taps), 1)
-    call("depthwise_taps", x, x, grad, near, dtaps, *x.shape, len(taps))
+    call("depthwise_backward", x, grad, x, taps, near, dx, dtaps, *x.shape, len(taps))
     return dx, dtaps.t()[:, None]
 
 
@@ -123,6 +122,50 @@ class _Depthwise(Function):
     def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
         x, taps, near = saved
         return *separated(grad.contiguous(), x, taps, near), None
+
+
+def chain(x: Tensor, first: nn.Linear, second: nn.Linear) -> Tensor:
+    """Send x [B, L, D] through two linear maps, one after the other; as the one they come to, where that is less to do."""
+    x = kernels.lower(x)
+    if not ready(x, first, second) or x.numel() <= x.shape[-1] * len(second.weight):
+        return project(project(x, first)[0], second)[0]
+    return torch.as_tensor(run(_Chain, x, first.weight, first.bias, second.weight, second.bias))
+
+
+@lean
+class _Chain(Function):
+    @staticmethod
+    def forward(ctx, x, *parameters):  # type: ignore[no-untyped-def]
+        rows, (weight, bias) = x.reshape(-1, x.shape[-1]), composed(parameters, x.dtype)
+        ctx.save_for_backward(rows, weight, *parameters[:3])
+        ctx.shape = x.shape
+        return linear(rows, weight, bias).view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
+        rows, weight, *parameters = saved
+        grad = as_rows(grad)
+        return linear(grad, weight.t()).view(ctx.shape), *taken_apart(*slopes_of(grad, rows), parameters)
+
+
+def composed(parameters: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return weight and bias of the linear map that two come to, given those of both."""
+    first, first_bias, second, second_bias = (each.detach().float() for each in parameters)
+    with torch.autocast("cpu", enabled=False):
+        weight, bias = torch.mm(second, first), torch.addmv(second_bias, second, first_bias)
+    return weight.to(dtype), bias.to(dtype)
+
+
+def taken_apart(dweight: Tensor, dbias: Tensor, parameters: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the slopes of weights and biases of two maps, given those of the one that they come to.
+
+    parameters: weight and bias of the first, weight of the second.
+    """
+    first, first_bias, second = (each.detach().float() for each in parameters)
+    with torch.autocast("cpu", enabled=False):
+        dsecond = torch.addr(torch.mm(dweight, first.t()), dbias, first_bias)
+        return torch.mm(second.t(), dweight), torch.mv(second.t(), dbias), dsecond, dbias
 
 
 def gated(x: Tensor, maps: Maps, *, heads: int, near: Tensor | None) -> Tensor | None:
@@ -145,31 +188,29 @@ class _Gated(Function):
     @staticmethod
     def forward(ctx, x, heads, near, depthwise, *parameters):  # type: ignore[no-untyped-def]
         weights, biases, (rows, length, width) = parameters[::2], parameters[1::2], x.shape
-        pointwise, narrow, out = (weight.detach().to(x.dtype) for weight in weights[2:])
+        (narrow, bias), out = composed(parameters[4:8], x.dtype), weights[4].detach().to(x.dtype)
         whole = stacked(weights[:2], x.dtype)
         two = linear(x.view(-1, width), whole, stacked(biases[:2], x.dtype))
         u, convolved = torch.empty_like(x), torch.empty_like(x)
         call("gate", x, two, u, len(two), width)
         span, taps = separate(u, depthwise, near)
-        key = linear(span.view(-1, width), pointwise, biases[2].to(x.dtype))
-        logits = linear(key, narrow, biases[3].to(x.dtype)).view(rows, length, heads, -1)
+        logits = linear(span.view(-1, width), narrow, bias).view(rows, length, heads, -1)
         kernel = slide(u, logits, near, convolved)
-        ctx.save_for_backward(x, whole, two, u, span, taps, pointwise, key, narrow, kernel, convolved, out, near)
+        ctx.save_for_backward(x, whole, two, u, span, taps, narrow, kernel, convolved, out, near, *parameters[4:7])
         return linear(convolved.view(-1, width), out, biases[4].to(x.dtype)).view(x.shape)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
-        x, whole, two, u, span, taps, pointwise, key, narrow, kernel, convolved, out, near = saved
+        x, whole, two, u, span, taps, narrow, kernel, convolved, out, near, *chained = saved
         width, grad, du = x.shape[-1], as_rows(grad), torch.empty_like(x)
         dlogits = slid(linear(grad, out.t()).view(x.shape), u, kernel, near, du).view(len(grad), -1)
-        dkey = linear(dlogits, narrow.t())
-        more, ddepthwise = separated(linear(dkey, pointwise.t()).view(x.shape), u, taps, near)
+        more, ddepthwise = separated(linear(dlogits, narrow.t()).view(x.shape), u, taps, near)
         slopes = torch.empty_like(two)
         call("gate_backward", x, two, du, more, slopes, len(two), width)
         dx = linear(slopes, whole.t()).view(x.shape)
-        found = _slopes([(slopes, x), (dkey, span), (dlogits, key), (grad, convolved)], width)
-        return dx, None, None, ddepthwise, *found
+        *found, dnarrow, dbias, dout, dout_bias = _slopes([(slopes, x), (dlogits, span), (grad, convolved)], width)
+        return dx, None, None, ddepthwise, *found, *taken_apart(dnarrow, dbias, chained), dout, dout_bias
 
 
 def _slopes(pairs: Sequence[tuple[Tensor, Tensor]], size: int) -> list[Tensor]:

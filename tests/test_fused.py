@@ -223,6 +223,29 @@ def test_convolve_mixes_neighbours(dtype, tolerance, context, heads, size, kerne
 
 
 @needs_compiler
+@pytest.mark.parametrize("apart", [False, True])
+@pytest.mark.parametrize(("heads", "size", "kernel"), [(5, 64, 9), (3, 100, 21), (2, 300, 5)])
+def test_convolve_goes_through_long_rows_piece_by_piece(heads, size, kernel, apart):
+    context = Context(documents=torch.randint(3, (2, 150)).sort().values if apart else None)
+    inputs = leaf(2, 150, heads * size), leaf(2, 150, heads, kernel)
+    both_ways(lambda x, logits: convolution.convolve(x, logits, context), *inputs, tolerance=1e-6)
+
+
+@needs_compiler
+@pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
+@pytest.mark.parametrize(("rows", "products"), [(3, 2), (30, 1)])
+def test_two_maps_one_after_the_other_are_one_where_that_is_less_to_do(dtype, tolerance, rows, products, monkeypatch):
+    first, second, ran = nn.Linear(24, 40), nn.Linear(40, 20), []
+    monkeypatch.setattr(fused, "linear", lambda *given, run=fused.linear: (ran.append("product"), run(*given))[1])
+    monkeypatch.setattr(fused_convolution, "linear", fused.linear)
+    x, weights = leaf(rows, 6, 24, dtype=dtype), tuple(parameter for each in (first, second) for parameter in each.parameters())
+    with torch.no_grad():
+        fused_convolution.chain(x, first, second)
+    assert len(ran) == products
+    both_ways(lambda x: fused_convolution.chain(x, first, second), x, tolerance=tolerance, weights=weights)
+
+
+@needs_compiler
 @pytest.mark.parametrize(("dtype", "tolerance"), DTYPES)
 @pytest.mark.parametrize("vocab", [3, 256, 700])
 def test_surprise_is_cross_entropy(dtype, tolerance, vocab):
@@ -266,7 +289,7 @@ def test_convolve_reads_part_of_a_wider_product():
 @needs_compiler
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("apart", [False, True])
-@pytest.mark.parametrize(("width", "kernel", "length"), [(3, 3, 20), (64, 9, 20), (90, 31, 20), (70, 5, 150)])
+@pytest.mark.parametrize(("width", "kernel", "length"), [(3, 3, 20), (64, 9, 20), (90, 31, 20), (300, 5, 150)])
 def test_depthwise_is_conv1d(dtype, width, kernel, length, apart, counted):
     x, weight = leaf(3, length, width, dtype=dtype), leaf(width, 1, kernel)
     context = Context(documents=torch.randint(3, (3, length)).sort().values if apart else None)
@@ -281,7 +304,7 @@ def test_depthwise_is_conv1d(dtype, width, kernel, length, apart, counted):
     )
     for mine, theirs in pairs:
         assert (mine.double() - theirs).norm() <= (1e-6 if dtype == torch.float32 else 4e-3) * theirs.norm()
-    assert counted == ["depthwise", "depthwise", "depthwise_taps"]
+    assert counted == ["depthwise", "depthwise_backward"]
 
 
 @needs_compiler
@@ -417,6 +440,7 @@ def test_a_map_that_somebody_has_wrapped_is_called():
     feed = nn.Linear(4, 4)
     feed.register_forward_pre_hook(lambda module, inputs: (inputs[0] * 0,))
     torch.testing.assert_close(fused.feed_forward(x, maps[0], feed), feed.bias.expand(1, 3, 4))
+    torch.testing.assert_close(fused_convolution.chain(x.expand(9, 3, 4), maps[0], feed), feed.bias.expand(9, 3, 4))
 
 
 def test_frozen_weights_get_no_gradient():

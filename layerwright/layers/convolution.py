@@ -56,8 +56,7 @@ class DynamicConvolution(nn.Module):
             return at_once
         value, gate = project(x, self.value, self.gate)
         u = hide(value * torch.sigmoid(gate), context)
-        (span,) = project(depthwise(u, self.depthwise.weight, context), self.pointwise)
-        (logits,) = project(span, self.kernels)
+        logits = fused_convolution.chain(depthwise(u, self.depthwise.weight, context), self.pointwise, self.kernels)
         return project(convolve(u, logits.unflatten(-1, (self.heads, self.kernel)), context), self.out)[0]
 
     def at_once(self, x: Tensor, context: Context) -> Tensor | None:

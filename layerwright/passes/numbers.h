@@ -81,23 +81,31 @@ inline Lanes lanes(const T* from, int64_t count) {
 }
 #endif
 
-inline void put(float* to, Lanes x, Full = {}) { std::memcpy(to, &x, sizeof x); }
-inline void put(bf16* to, Lanes x, Full = {}) {
+// To the nearest, ties to even.
+inline Halves rounded(Lanes x) {
 #ifdef __AVX512BF16__
-    _mm256_storeu_si256((__m256i*)to, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+    return (Halves)_mm512_cvtneps_pbh((__m512)x);
 #else
-    // To the nearest, ties to even.
-    const Words bits = (Words)x, rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    const Halves half = __builtin_convertvector(x == x ? rounded : rounded * 0 + 0x7fc0, Halves);
-    std::memcpy(to, &half, sizeof half);
+    const Words bits = (Words)x, half = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
+    return __builtin_convertvector(x == x ? half : half * 0 + 0x7fc0, Halves);
 #endif
 }
+inline void put(float* to, Lanes x, Full = {}) { std::memcpy(to, &x, sizeof x); }
+inline void put(bf16* to, Lanes x, Full = {}) {
+    const Halves half = rounded(x);
+    std::memcpy(to, &half, sizeof half);
+}
+#ifdef __AVX512BW__
+inline void put(float* to, Lanes x, int64_t count) { _mm512_mask_storeu_ps(to, first_of(count), (__m512)x); }
+inline void put(bf16* to, Lanes x, int64_t count) { _mm256_mask_storeu_epi16(to, first_of(count), (__m256i)rounded(x)); }
+#else
 template <class T>
 inline void put(T* to, Lanes x, int64_t count) {
     T some[LANES];
     put(some, x);
     std::copy_n(some, count, to);
 }
+#endif
 // A row.
 template <class T, class Number>
 inline void put(T* to, const Number* from, int64_t width) {
@@ -108,12 +116,12 @@ inline void put(T* to, const Number* from, int64_t width) {
 // keeps the processor from seeing far enough ahead.
 constexpr int64_t AHEAD = 1 << 12;  // bytes
 template <class T, class Count>
-inline Lanes next(const T* from, Count count) {
+inline Lanes lanes_ahead(const T* from, Count count) {
     __builtin_prefetch((const char*)from + AHEAD);
     return lanes(from, count);
 }
 template <class T, class Count>
-inline void put_next(T* to, Lanes x, Count count) {
+inline void put_ahead(T* to, Lanes x, Count count) {
     __builtin_prefetch((char*)to + AHEAD, 1);
     put(to, x, count);
 }

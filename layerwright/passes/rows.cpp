@@ -56,14 +56,14 @@ void add_norm(const T* x, const T* y, const float* weight, const float* bias, T*
             const uint32_t* chances = drop.draw(row, 0, width, drawn);
             with(drop, [&](auto drops, Dropout drop) {
                 across(width, [&](int64_t at, auto count) {
-                    Lanes more = next(y + start + at, count);
+                    Lanes more = lanes_ahead(y + start + at, count);
                     if constexpr (drops) more = drop(more, chances + at);
-                    const Lanes both = next(x + start + at, count) + more;
+                    const Lanes both = lanes_ahead(x + start + at, count) + more;
                     put(t + at, both, count);
                     sums += both;
                 });
             });
-            if (sum) across(width, [=](int64_t at, auto count) { put_next(sum + start + at, lanes(t + at, count), count); });
+            if (sum) across(width, [=](int64_t at, auto count) { put_ahead(sum + start + at, lanes(t + at, count), count); });
             const float middle = total(sums) / float(width);
             across(width, [&](int64_t at, auto count) {
                 const Lanes off = only(lanes(t + at, count) - middle, count);
@@ -72,7 +72,7 @@ void add_norm(const T* x, const T* y, const float* weight, const float* bias, T*
             const float unit = 1.0f / std::sqrt(total(squares) / float(width) + float(eps));
             across(width, [=](int64_t at, auto count) {
                 const Lanes normed = (lanes(t + at, count) - middle) * unit;
-                put_next(out + start + at, normed * lanes(weight + at, count) + lanes(bias + at, count), count);
+                put_ahead(out + start + at, normed * lanes(weight + at, count) + lanes(bias + at, count), count);
             });
             mean[row] = middle;
             scale[row] = unit;
@@ -106,8 +106,8 @@ void add_norm_backward(const T* grad, const T* kept, const float* weight, const 
                 const float size = scale[row], middle = bias ? 0.0f : mean[row], step = bias ? 1.0f : size;
                 Lanes flat{}, along{};
                 across(width, [&](int64_t at, auto some) {
-                    const Lanes g = next(grad + start + at, some),
-                                off = next(kept + start + at, some) - middle - lanes(shift + at, some);
+                    const Lanes g = lanes_ahead(grad + start + at, some),
+                                off = lanes_ahead(kept + start + at, some) - middle - lanes(shift + at, some);
                     const Lanes n = only(off * step * lanes(unit + at, some), some), s = g * lanes(weight + at, some);
                     put(first + at, lanes(first + at, some) + g * n, some);
                     put(second + at, lanes(second + at, some) + g, some);
@@ -121,8 +121,8 @@ void add_norm_backward(const T* grad, const T* kept, const float* weight, const 
                 with(drop, [=](auto drops, Dropout drop) {
                     across(width, [=](int64_t at, auto some) {
                         const Lanes s = (lanes(slope + at, some) - a - lanes(normed + at, some) * b) * size;
-                        put_next(dx + start + at, s, some);
-                        if constexpr (drops) put_next(dy + start + at, drop(s, chances + at), some);
+                        put_ahead(dx + start + at, s, some);
+                        if constexpr (drops) put_ahead(dy + start + at, drop(s, chances + at), some);
                     });
                 });
             }
@@ -140,8 +140,8 @@ void gelu(const T* h, const float* bias, T* a, int64_t rows, int64_t width) {
     for (int64_t row = 0; row < rows; ++row)
         across(width, [=](int64_t at, auto count) {
             Lanes value, slope;
-            gelu_at(T{}, next(h + row * width + at, count) + lanes(bias + at, count), value, slope);
-            put_next(a + row * width + at, value, count);
+            gelu_at(T{}, lanes_ahead(h + row * width + at, count) + lanes(bias + at, count), value, slope);
+            put_ahead(a + row * width + at, value, count);
         });
 }
 
@@ -157,10 +157,10 @@ void gelu_backward(const T* h, const float* bias, T* grad, T* a, float* dbias, i
             across(width, [=](int64_t at, auto some) {
                 const int64_t here = row * width + at;
                 Lanes value, slope;
-                gelu_at(T{}, next(h + here, some) + lanes(bias + at, some), value, slope);
-                slope *= next(grad + here, some);
+                gelu_at(T{}, lanes_ahead(h + here, some) + lanes(bias + at, some), value, slope);
+                slope *= lanes_ahead(grad + here, some);
                 put(sums + at, lanes(sums + at, some) + slope, some);
-                put_next(a + here, value, some);
+                put_ahead(a + here, value, some);
                 put(grad + here, slope, some);
             });
     }
@@ -174,7 +174,8 @@ void gate(const T* both, T* u, int64_t rows, int64_t width) {
     for (int64_t row = 0; row < rows; ++row)
         across(width, [=](int64_t at, auto count) {
             const T* value = both + 2 * row * width + at;
-            put_next(u + row * width + at, next(value, count) / (1.0f + exponential(-next(value + width, count))), count);
+            put_ahead(u + row * width + at, lanes_ahead(value, count) / (1.0f + exponential(-lanes_ahead(value + width, count))),
+                      count);
         });
 }
 
@@ -185,11 +186,11 @@ void gate_backward(const T* both, const T* grad, const T* more, T* slopes, int64
     for (int64_t row = 0; row < rows; ++row)
         across(width, [=](int64_t at, auto count) {
             const T* value = both + 2 * row * width + at;
-            const Lanes slope = next(grad + row * width + at, count) + next(more + row * width + at, count);
-            const Lanes open = 1.0f / (1.0f + exponential(-next(value + width, count)));
+            const Lanes slope = lanes_ahead(grad + row * width + at, count) + lanes_ahead(more + row * width + at, count);
+            const Lanes open = 1.0f / (1.0f + exponential(-lanes_ahead(value + width, count)));
             T* to = slopes + 2 * row * width + at;
-            put_next(to, slope * open, count);
-            put_next(to + width, slope * open * (1.0f - open) * next(value, count), count);
+            put_ahead(to, slope * open, count);
+            put_ahead(to + width, slope * open * (1.0f - open) * lanes_ahead(value, count), count);
         });
 }
 
@@ -199,7 +200,8 @@ void times(const T* a, const T* b, T* y, int64_t rows, int64_t width, int64_t st
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < rows; ++row)
         across(width, [=](int64_t at, auto count) {
-            put_next(y + row * width + at, next(a + row * step + at, count) * next(b + row * width + at, count), count);
+            put_ahead(y + row * width + at, lanes_ahead(a + row * step + at, count) * lanes_ahead(b + row * width + at, count),
+                      count);
         });
 }
 
@@ -210,9 +212,9 @@ void times_backward(const T* grad, const T* a, const T* b, T* da, T* db, int64_t
     for (int64_t row = 0; row < rows; ++row)
         across(width, [=](int64_t at, auto count) {
             const int64_t here = row * width + at, there = row * step + at;
-            const Lanes slope = next(grad + here, count);
-            put(da + there, next(da + there, count) + slope * next(b + here, count), count);
-            put_next(db + here, slope * next(a + there, count), count);
+            const Lanes slope = lanes_ahead(grad + here, count);
+            put(da + there, lanes_ahead(da + there, count) + slope * lanes_ahead(b + here, count), count);
+            put_ahead(db + here, slope * lanes_ahead(a + there, count), count);
         });
 }
 
@@ -224,8 +226,9 @@ void column_sums(const T* x, float* sums, int64_t rows, int64_t width) {
     for (int64_t block = 0; block < count; ++block) {
         float* own = &parts[block * width];
         for (int64_t row = block * ROWS; row < std::min(rows, (block + 1) * ROWS); ++row)
-            across(width,
-                   [=](int64_t at, auto some) { put(own + at, lanes(own + at, some) + next(x + row * width + at, some), some); });
+            across(width, [=](int64_t at, auto some) {
+                put(own + at, lanes(own + at, some) + lanes_ahead(x + row * width + at, some), some);
+            });
     }
     gather(parts, count, width, sums);
 }
@@ -252,7 +255,7 @@ void surprise(T* __restrict logits, const float* __restrict bias, const int64_t*
             T* own = logits + row * width;
             Lanes high = Lanes{} - INFINITY;
             across(width, [&](int64_t at, auto count) {
-                const Lanes x = next(own + at, count) + lanes(bias + at, count), all = only(x, count, -INFINITY);
+                const Lanes x = lanes_ahead(own + at, count) + lanes(bias + at, count), all = only(x, count, -INFINITY);
                 put(e + at, x, count);
                 high = high < all ? all : high;
             });

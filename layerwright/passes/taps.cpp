@@ -4,8 +4,9 @@
 
 namespace {
 
-// Channels that are worked on together.
-constexpr int64_t RUN = 4, CHANNELS = RUN * LANES;
+constexpr int64_t RUN = 4, CHANNELS = RUN * LANES;  // that are worked on together
+constexpr int64_t WIDEST = 256;                     // channels that stay in the cache,
+constexpr int64_t TOKENS = 16;                      // of so many tokens
 
 // Call `pass` with the size of a kernel where it is a usual one, known when it is compiled, so that what belongs to taps stays in
 // registers; else with 0.
@@ -44,113 +45,170 @@ inline Lanes totals(Lanes* sums) {
 inline int64_t first(int64_t here, int64_t kernel) { return std::max<int64_t>(0, kernel / 2 - here); }
 inline int64_t last(int64_t here, int64_t length, int64_t kernel) { return std::min(kernel, length - here + kernel / 2); }
 
-// Some channels of a block of tokens of a row of [B, L, groups * width], all of one group; blocks count over all rows.
-struct Piece {
-    int64_t block, first_token, from, to, group, at, size;
+// The tokens of a matrix, which lie so far apart. Those that will soon be read or written are fetched.
+template <class T>
+struct Matrix {
+    T* first;
+    int64_t step;
+
+    template <class Count>
+    Lanes operator()(int64_t token, int64_t at, Count count) const {
+        const T* here = first + token * step + at;
+        __builtin_prefetch(here + TOKENS * step, 0, 2);
+        return lanes(here, count);
+    }
+    template <class Count>
+    void give(int64_t token, int64_t at, Lanes x, Count count) const {
+        T* here = first + token * step + at;
+        __builtin_prefetch(here + TOKENS * step, 1);
+        put(here, x, count);
+    }
 };
 
-// Call `pass` for all pieces, of at most so many channels.
-template <class Pass>
-void pieces(int64_t rows, int64_t length, int64_t groups, int64_t width, int64_t most, Pass pass) {
-    const int64_t count = blocks(length), parts = (width + most - 1) / most, wide = groups * parts;
-#pragma omp parallel for schedule(static)
-    for (int64_t piece = 0; piece < rows * count * wide; ++piece) {
-        const int64_t block = piece / wide, group = piece % wide / parts, at = piece % parts * most, from = block % count * ROWS;
-        const int64_t to = std::min(length, from + ROWS), size = std::min(most, width - at);
-        pass(Piece{block, block / count * length, from, to, group, group * width + at, size});
+// Some tokens of a row of [B, L, groups * width], in a block that begins at `start`; blocks count over all rows. And all channels
+// of some groups, or some of one group, from one on.
+struct Piece {
+    int64_t block, first_token, start, from, to, group, groups, at, size;
+};
+
+// Pieces of all rows in float32, of at most so many channels of a group, with what a kernel reaches beside them.
+struct Pieces {
+    int64_t rows, length, groups, width, kernel, most;
+    int64_t size = std::min(width, most), together = std::min(groups, std::max<int64_t>(1, WIDEST / size));
+    int64_t room = (size + CHANNELS - 1) / CHANNELS * CHANNELS;  // of the channels of a group
+    int64_t step = together * room + LANES;                      // of a token: not a power of two, for the cache's sake
+    int64_t whole = (TOKENS + kernel - 1) * step;                // of a piece
+
+    // Call `pass` for each, those of a block one after the other, with the same room for so many numbers for all of a thread.
+    template <class Pass>
+    void each(int64_t numbers, Pass pass) const {
+        const int64_t sides = (width + size - 1) / size, parts = (groups + together - 1) / together * sides,
+                      count = blocks(length);
+#pragma omp parallel
+        {
+            Room<float> found(numbers);
+#pragma omp for schedule(static)
+            for (int64_t number = 0; number < rows * count * parts; ++number) {
+                const int64_t block = number / parts, start = block % count * ROWS, end = std::min(length, start + ROWS);
+                const int64_t group = number % parts / sides * together, side = number % sides * size;
+                const int64_t some = std::min(together, groups - group), broad = std::min(size, width - side);
+                Piece piece{block, block / count * length, start, 0, 0, group, some, group * width + side, broad};
+                for (piece.from = start; piece.from < end; piece.from = piece.to) {
+                    piece.to = std::min(end, piece.from + TOKENS);
+                    pass(piece, (float*)found);
+                }
+            }
+        }
     }
-}
 
-// Copy a piece of x in float32, with what a kernel reaches beside it in its row, to where zeros are and a token has so much room.
-template <class T>
-void widen(const T* x, int64_t step, Piece piece, int64_t length, int64_t kernel, float* wide, int64_t room = CHANNELS) {
-    const int64_t from = piece.from - kernel / 2, to = piece.to - kernel / 2 + kernel - 1;
-    for (int64_t token = std::max<int64_t>(from, 0); token < std::min(to, length); ++token)
-        across(piece.size, [=](int64_t at, auto count) {
-            const T* here = x + (piece.first_token + token) * step + piece.at + at;
-            __builtin_prefetch(here + piece.size, 0, 2);  // the next piece's, for tokens are not read in order
-            put(wide + (token - from) * room + at, lanes(here, count));
-        });
-}
+    // Write the numbers of a piece where those of the one before it in its block are; zeros are where there are no tokens or
+    // channels.
+    template <class T>
+    void read(Piece piece, Matrix<const T> x, float* to) const {
+        int64_t row = 0;
+        if (piece.from > piece.start) {
+            std::memmove(to, to + TOKENS * step, (kernel - 1) * step * sizeof(float));
+            row = kernel - 1;
+        }
+        for (; row < piece.to - piece.from + kernel - 1; ++row)
+            for (int64_t group = 0; group < piece.groups; ++group) {
+                const int64_t token = piece.from - kernel / 2 + row, used = token >= 0 && token < length ? piece.size : 0;
+                float* here = to + row * step + group * room;
+                across(used, [=](int64_t at, auto count) {
+                    put(here + at, x(piece.first_token + token, piece.at + group * piece.size + at, count));
+                });
+                std::fill(here + (used + LANES - 1) / LANES * LANES, here + room, 0.0f);
+            }
+    }
+};
 
-// Fetch where a piece of y will be written.
-template <class T>
-void claim(T* y, int64_t step, Piece piece) {
-    for (int64_t token = piece.from; token < piece.to; ++token)
-        claim(y + (piece.first_token + token) * step + piece.at, piece.size);
-}
-
-// y[b, l, d] = sum over k of taps[k, d] x[b, l + k - K / 2, d], where `near` [B, L, K] says that a neighbour counts (or is
-// null); with `flip` each token gives instead of takes: the gradient of x.
+// y[b, l, d] = sum over k of taps[k, d] x[b, l + k - K / 2, d], where `near` [B, L, K] says that a neighbour counts (or is null).
 template <class T>
 void depthwise(const T* x, const float* taps, const uint8_t* near, T* y, int64_t rows, int64_t length, int64_t width,
-               int64_t kernel, int64_t flip) {
-    pieces(rows, length, 1, width, CHANNELS, [=](Piece piece) {
-        const int64_t row = piece.first_token * width + piece.at, from = piece.from;
-        Room<float> room((ROWS + kernel) * CHANNELS);
-        float* wide = room;
-        claim(y, width, piece);
-        widen(x, width, piece, length, kernel, wide);
-        const auto tap = [=](int64_t k, int64_t at, auto count) {
-            return lanes(taps + (flip ? kernel - 1 - k : k) * width + piece.at + at, count);
-        };
-        const auto counts = [=](int64_t token, int64_t k) {
-            const int64_t there = token + k - kernel / 2, giver = piece.first_token + (flip ? there : token);
-            return there >= 0 && there < length && near[giver * kernel + (flip ? kernel - 1 - k : k)];
-        };
+               int64_t kernel) {
+    const Pieces pieces{rows, length, 1, width, kernel, WIDEST};
+    const Matrix<T> to{y, width};
+    pieces.each(pieces.whole, [=](Piece piece, float* wide) {
+        const int64_t step = pieces.step;
+        pieces.read(piece, Matrix{x, width}, wide);
         sized(near ? 0 : kernel, [=](auto known) {
             across(piece.size, [=](int64_t at, auto count) {
+                const auto tap = [=](int64_t k) { return lanes(taps + k * width + piece.at + at, count); };
                 Lanes held[known + 1];
-                for (int64_t k = 0; k < known; ++k) held[k] = tap(k, at, count);
-                for (int64_t token = from; token < piece.to; ++token) {
-                    const float* here = wide + (token - from) * CHANNELS + at;
+                for (int64_t k = 0; k < known; ++k) held[k] = tap(k);
+                const float* here = wide + at;
+                for (int64_t token = piece.from; token < piece.to; ++token, here += step) {
+                    const int64_t taker = piece.first_token + token;
                     Lanes sum{};
                     if constexpr (known)
-                        for (int64_t k = 0; k < known; ++k) sum += lanes(here + k * CHANNELS) * held[k];
+                        for (int64_t k = 0; k < known; ++k) sum += lanes(here + k * step) * held[k];
                     else
                         for (int64_t k = 0; k < kernel; ++k)
-                            if (!near || counts(token, k)) sum += lanes(here + k * CHANNELS) * tap(k, at, count);
-                    put(y + row + token * width + at, sum, count);
+                            if (!near || near[taker * kernel + k]) sum += lanes(here + k * step) * tap(k);
+                    to.give(taker, piece.at + at, sum, count);
                 }
             });
         });
     });
 }
 
-// The gradient of the taps: [K, D].
+// The gradients of x, and of the taps: [K, D].
 template <class T>
-void depthwise_taps(const T* x, const T* grad, const uint8_t* near, float* dtaps, int64_t rows, int64_t length, int64_t width,
-                    int64_t kernel) {
-    const int64_t count = rows * blocks(length);
-    std::vector<float> parts(count * kernel * width);
+void depthwise_backward(const T* grad, const T* x, const float* taps, const uint8_t* near, T* dx, float* dtaps, int64_t rows,
+                        int64_t length, int64_t width, int64_t kernel) {
+    const Pieces pieces{rows, length, 1, width, kernel, WIDEST};
+    const Matrix<T> to{dx, width};
+    std::vector<float> parts(rows * blocks(length) * kernel * width);
     float* all = parts.data();
-    pieces(rows, length, 1, width, CHANNELS, [=](Piece piece) {
-        const int64_t row = piece.first_token * width + piece.at, from = piece.from;
-        Room<float> room((ROWS + kernel) * CHANNELS);
-        float *wide = room, *own = all + piece.block * kernel * width + piece.at;
-        widen(x, width, piece, length, kernel, wide);
-        const T* slopes = grad + row + from * width;
+    pieces.each(2 * pieces.whole, [=](Piece piece, float* wide) {
+        const int64_t step = pieces.step, half = kernel / 2, size = piece.to - piece.from;
+        float* slopes = wide + pieces.whole;
+        pieces.read(piece, Matrix{x, width}, wide);
+        pieces.read(piece, Matrix{grad, width}, slopes);
+        // Each token gives back to those it took from.
+        const auto gave = [=](int64_t token, int64_t k) {
+            const int64_t taker = piece.from + token + k - half;
+            return taker >= 0 && taker < length && near[(piece.first_token + taker) * kernel + kernel - 1 - k];
+        };
         sized(near ? 0 : kernel, [=](auto known) {
-            across(piece.size, [=](int64_t at, auto some) {
+            across(piece.size, [=](int64_t at, auto count) {
+                const auto tap = [=](int64_t k) { return lanes(taps + (kernel - 1 - k) * width + piece.at + at, count); };
+                const auto place = [=](const float* from, int64_t row) { return lanes(from + row * step + at); };
+                const int64_t first = piece.first_token + piece.from;
+                float* own = all + piece.block * kernel * width + piece.at + at;
                 if constexpr (known) {
-                    Lanes sums[known] = {};
-                    for (int64_t token = 0; token < piece.to - from; ++token) {
-                        const Lanes slope = lanes(slopes + token * width + at, some);
-                        for (int64_t k = 0; k < known; ++k) sums[k] += lanes(wide + (token + k) * CHANNELS + at) * slope;
-                    }
-                    for (int64_t k = 0; k < known; ++k) put(own + k * width + at, sums[k], some);
-                } else
-                    for (int64_t k = 0; k < kernel; ++k) {
+                    Lanes held[known], sums[known];
+                    for (int64_t k = 0; k < known; ++k) held[k] = tap(k);
+                    for (int64_t k = 0; k < known; ++k) sums[k] = lanes(own + k * width, count);
+                    for (int64_t token = 0; token < size; ++token) {
+                        const Lanes slope = place(slopes, token + known / 2);
                         Lanes sum{};
-                        for (int64_t token = 0; token < piece.to - from; ++token)
-                            if (!near || near[(piece.first_token + from + token) * kernel + k])
-                                sum += lanes(wide + (token + k) * CHANNELS + at) * lanes(slopes + token * width + at, some);
-                        put(own + k * width + at, sum, some);
+                        for (int64_t k = 0; k < known; ++k) {
+                            sum += place(slopes, token + k) * held[k];
+                            sums[k] += place(wide, token + k) * slope;
+                        }
+                        to.give(first + token, piece.at + at, sum, count);
                     }
+                    for (int64_t k = 0; k < known; ++k) put(own + k * width, sums[k], count);
+                } else {
+                    for (int64_t token = 0; token < size; ++token) {
+                        Lanes sum{};
+                        for (int64_t k = 0; k < kernel; ++k)
+                            if (!near || gave(token, k)) sum += place(slopes, token + k) * tap(k);
+                        to.give(first + token, piece.at + at, sum, count);
+                    }
+                    for (int64_t k = 0; k < kernel; ++k) {
+                        Lanes sum = lanes(own + k * width, count);
+                        for (int64_t token = 0; token < size; ++token)
+                            if (!near || near[(first + token) * kernel + k])
+                                sum += place(wide, token + k) * place(slopes, token + half);
+                        put(own + k * width, sum, count);
+                    }
+                }
             });
         });
     });
-    gather(parts, count, kernel * width, dtaps);
+    gather(parts, rows * blocks(length), kernel * width, dtaps);
 }
 
 // The softmax over the taps of each head of each token, [B, L, H, K].
@@ -162,7 +220,7 @@ void softmax_of_taps(const T* logits, float* weights, int64_t rows, int64_t kern
         float* to = weights + row * kernel;
         if (kernel <= LANES) {
             const Lanes x = only(lanes(from, kernel), kernel, -INFINITY), shares = weight_of(T{}, x, largest(x), 1.0f);
-            put(to, shares / total(shares), kernel);
+            put(to, shares * (1.0f / total(shares)), kernel);
         } else {
             across(kernel, [=](int64_t at, auto count) { put(to + at, lanes(from + at, count), count); });
             const auto found = [=](int64_t at, Lanes x, auto count) { put(to + at, x, count); };
@@ -177,20 +235,24 @@ void softmax_of_taps(const T* logits, float* weights, int64_t rows, int64_t kern
 template <class T>
 void convolve(const T* x, const float* weights, const uint8_t* near, T* y, int64_t rows, int64_t length, int64_t heads,
               int64_t size, int64_t kernel, int64_t step, int64_t to_step) {
-    pieces(rows, length, heads, size, CHANNELS, [=](Piece piece) {
-        Room<float> wide((ROWS + kernel) * CHANNELS);
-        claim(y, to_step, piece);
-        widen(x, step, piece, length, kernel, wide);
-        for (int64_t token = piece.from; token < piece.to; ++token) {
-            const int64_t giver = piece.first_token + token;
-            const float *here = wide + (token - piece.from) * CHANNELS, *own = weights + (giver * heads + piece.group) * kernel;
-            Lanes sums[RUN] = {};
-            for (int64_t k = 0; k < kernel; ++k)
-                if (!near || near[giver * kernel + k])
-                    for (int64_t i = 0; i < RUN; ++i) sums[i] += lanes(here + k * CHANNELS + i * LANES) * own[k];
-            T* there = y + giver * to_step + piece.at;
-            across(piece.size, [&](int64_t at, auto count) { put(there + at, sums[at / LANES], count); });
-        }
+    const Pieces pieces{rows, length, heads, size, kernel, size};
+    const Matrix<T> to{y, to_step};
+    pieces.each(pieces.whole, [=](Piece piece, float* wide) {
+        pieces.read(piece, Matrix{x, step}, wide);
+        for (int64_t token = piece.from; token < piece.to; ++token)
+            for (int64_t group = 0; group < piece.groups; ++group) {
+                const int64_t giver = piece.first_token + token, channel = piece.at + group * size;
+                const float* own = weights + (giver * heads + piece.group + group) * kernel;
+                for (int64_t start = 0; start < size; start += CHANNELS) {
+                    const float* here = wide + (token - piece.from) * pieces.step + group * pieces.room + start;
+                    Lanes sums[RUN] = {};
+                    for (int64_t k = 0; k < kernel; ++k, here += pieces.step)
+                        if (!near || near[giver * kernel + k])
+                            for (int64_t i = 0; i < RUN; ++i) sums[i] += lanes(here + i * LANES) * own[k];
+                    across(std::min(CHANNELS, size - start),
+                           [&](int64_t at, auto count) { to.give(giver, channel + start + at, sums[at / LANES], count); });
+                }
+            }
     });
 }
 
@@ -199,55 +261,65 @@ template <class T>
 void convolve_backward(const T* grad, const T* x, const float* weights, const uint8_t* near, T* dx, T* dlogits, int64_t rows,
                        int64_t length, int64_t heads, int64_t size, int64_t kernel, int64_t grad_step, int64_t step,
                        int64_t to_step) {
-    const int64_t room = (size + CHANNELS - 1) / CHANNELS * CHANNELS;
-    pieces(rows, length, heads, size, size, [=](Piece piece) {
-        Room<float> wide((ROWS + kernel) * room), grads((ROWS + kernel) * room), slopes(ROWS * kernel + LANES);
-        widen(x, step, piece, length, kernel, wide, room);
-        widen(grad, grad_step, piece, length, kernel, grads, room);
-        const auto place = [=](int64_t token) { return ((piece.first_token + token) * heads + piece.group) * kernel; };
-        // Sixteen sums at a time have their lanes added up, whichever token and tap they are of.
+    const Pieces pieces{rows, length, heads, size, kernel, size};
+    const Matrix<T> to{dx, to_step};
+    pieces.each(2 * pieces.whole + TOKENS * pieces.together * kernel + LANES, [=](Piece piece, float* wide) {
+        float *grads = wide + pieces.whole, *slopes = grads + pieces.whole;
+        pieces.read(piece, Matrix{x, step}, wide);
+        pieces.read(piece, Matrix{grad, grad_step}, grads);
+        const auto place = [=](int64_t token, int64_t group) {
+            return ((piece.first_token + token) * heads + piece.group + group) * kernel;
+        };
+        // Sixteen sums at a time have their lanes added up, whichever token, head and tap they are of.
         Lanes sums[LANES] = {};
         int64_t found = 0;
         for (int64_t token = 0; token < piece.to - piece.from; ++token)
-            for (int64_t k = 0; k < kernel; ++k) {
-                const float *here = wide + (token + k) * room, *own = grads + (token + kernel / 2) * room;
-                Lanes sum{};
-                for (int64_t at = 0; at < room; at += CHANNELS)
-                    for (int64_t i = 0; i < RUN; ++i) sum += lanes(here + at + i * LANES) * lanes(own + at + i * LANES);
-                sums[found % LANES] = sum;
-                if (++found % LANES == 0) put(slopes + found - LANES, totals(sums));
+            for (int64_t group = 0; group < piece.groups; ++group) {
+                const float* here = wide + token * pieces.step + group * pieces.room;
+                const float* own = grads + (token + kernel / 2) * pieces.step + group * pieces.room;
+                Lanes slope[RUN];
+                for (int64_t i = 0; i < RUN; ++i) slope[i] = lanes(own + i * LANES);
+                for (int64_t k = 0; k < kernel; ++k, here += pieces.step) {
+                    Lanes sum{};
+                    for (int64_t i = 0; i < RUN; ++i) sum += lanes(here + i * LANES) * slope[i];
+                    for (int64_t at = CHANNELS; at < pieces.room; at += LANES) sum += lanes(here + at) * lanes(own + at);
+                    sums[found % LANES] = sum;
+                    if (++found % LANES == 0) put(slopes + found - LANES, totals(sums));
+                }
             }
         put(slopes + found / LANES * LANES, totals(sums));
-        for (int64_t token = piece.from; token < piece.to; ++token) {
-            const uint8_t* counts = near ? near + (piece.first_token + token) * kernel : nullptr;
-            const float* share = weights + place(token);
-            float* slope = slopes + (token - piece.from) * kernel;
-            for (int64_t k = 0; counts && k < kernel; ++k) slope[k] = counts[k] ? slope[k] : 0.0f;
-            Lanes shared{};
-            across(kernel, [&](int64_t k, auto some) { shared += lanes(slope + k, some) * lanes(share + k, some); });
-            const float mean = total(shared);
-            T* to = dlogits + place(token);
-            across(kernel,
-                   [=](int64_t k, auto some) { put(to + k, (lanes(slope + k, some) - mean) * lanes(share + k, some), some); });
-        }
-        claim(dx, to_step, piece);
-        // Each token gives back to those it took from.
-        for (int64_t token = piece.from; token < piece.to; ++token) {
-            const int64_t from = first(token, kernel), to = last(token, length, kernel);
-            T* there = dx + (piece.first_token + token) * to_step + piece.at;
-            for (int64_t start = 0; start < size; start += CHANNELS) {
-                const float* here = grads + (token - piece.from) * room + start;
-                Lanes sums[RUN] = {};
-                for (int64_t k = from; k < to; ++k) {
-                    const int64_t taker = token + k - kernel / 2, tap = kernel - 1 - k;
-                    if (near && !near[(piece.first_token + taker) * kernel + tap]) continue;
-                    const float weight = weights[place(taker) + tap];
-                    for (int64_t i = 0; i < RUN; ++i) sums[i] += lanes(here + k * room + i * LANES) * weight;
-                }
-                across(std::min(CHANNELS, size - start),
-                       [&](int64_t at, auto count) { put(there + start + at, sums[at / LANES], count); });
+        for (int64_t token = piece.from; token < piece.to; ++token)
+            for (int64_t group = 0; group < piece.groups; ++group, slopes += kernel) {
+                const uint8_t* counts = near ? near + (piece.first_token + token) * kernel : nullptr;
+                const float *share = weights + place(token, group), *slope = slopes;
+                for (int64_t k = 0; counts && k < kernel; ++k) slopes[k] = counts[k] ? slopes[k] : 0.0f;
+                Lanes shared{};
+                across(kernel, [&](int64_t k, auto some) { shared += lanes(slope + k, some) * lanes(share + k, some); });
+                const float mean = total(shared);
+                T* there = dlogits + place(token, group);
+                across(kernel, [=](int64_t k, auto some) {
+                    put(there + k, (lanes(slope + k, some) - mean) * lanes(share + k, some), some);
+                });
             }
-        }
+        // Each token gives back to those it took from.
+        for (int64_t token = piece.from; token < piece.to; ++token)
+            for (int64_t group = 0; group < piece.groups; ++group) {
+                const int64_t from = first(token, kernel), end = last(token, length, kernel), channel = piece.at + group * size;
+                for (int64_t start = 0; start < size; start += CHANNELS) {
+                    const float* here = grads + (token - piece.from + from) * pieces.step + group * pieces.room + start;
+                    // The first of them did so by its last tap, the next one by the one before, and so on.
+                    const int64_t taker = token + from - kernel / 2, tap = kernel - 1 - from;
+                    const uint8_t* counts = near ? near + (piece.first_token + taker) * kernel + tap : nullptr;
+                    const float* weight = weights + place(taker, group) + tap;
+                    Lanes sums[RUN] = {};
+                    for (int64_t k = from; k < end; ++k, here += pieces.step, weight += heads * kernel - 1)
+                        if (!counts || counts[(k - from) * (kernel - 1)])
+                            for (int64_t i = 0; i < RUN; ++i) sums[i] += lanes(here + i * LANES) * *weight;
+                    across(std::min(CHANNELS, size - start), [&](int64_t at, auto count) {
+                        to.give(piece.first_token + token, channel + start + at, sums[at / LANES], count);
+                    });
+                }
+            }
     });
 }
 
@@ -255,7 +327,7 @@ void convolve_backward(const T* grad, const T* x, const float* weights, const ui
 
 extern "C" {
 BOTH(depthwise)
-BOTH(depthwise_taps)
+BOTH(depthwise_backward)
 BOTH(softmax_of_taps)
 BOTH(convolve)
 BOTH(convolve_backward)

@@ -54,11 +54,11 @@ void adamw(float* const* weights, const float* const* grads, float* const* first
         const float scale = float(factor), stay = float(gamma);
         across(to - from, [=](int64_t at, auto count) {
             const int64_t j = from + at;
-            const Lanes g = next(grad + j, count) * scale, before = next(first + j, count);
-            const Lanes m = before + (g - before) * share, v = next(second + j, count) * stay + g * g * rest;
+            const Lanes g = lanes_ahead(grad + j, count) * scale, before = lanes_ahead(first + j, count);
+            const Lanes m = before + (g - before) * share, v = lanes_ahead(second + j, count) * stay + g * g * rest;
             put(first + j, m, count);
             put(second + j, v, count);
-            put(weight + j, next(weight + j, count) * keep - stride * m / (square_root(v) * root + least), count);
+            put(weight + j, lanes_ahead(weight + j, count) * keep - stride * m / (square_root(v) * root + least), count);
         });
     });
 }
