@@ -96,9 +96,9 @@ def surprise(x: Tensor, matrix: Tensor, bias: Tensor, targets: Tensor, chance: T
     Raises:
         IndexError: a target is not one of the V.
     """
-    x, matrix = kernels.lower(x), kernels.lower(matrix)
+    x = kernels.lower(x)
     if not ready(x):
-        return kernels.surprise(x, matrix, bias, targets, chance)
+        return kernels.surprise(x, kernels.lower(matrix), bias, targets, chance)
     targets = targets.long().contiguous()
     if (wrong := targets[(targets < 0) | (targets >= len(matrix))]).numel():
         raise IndexError(f"target {wrong[0]} is not one of {len(matrix):,} tokens")
@@ -164,16 +164,17 @@ def sums(x: Tensor) -> Tensor:
     return sums
 
 
-def slopes_of(grad: Tensor, x: Tensor, bias: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def slopes_of(grad: Tensor, x: Tensor, bias: Tensor | None = None, shares: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Return the slopes of weight and bias of a linear map, given those of what came out [N, S] and what went in [N, D].
 
-    The first in one piece.  bias: the slope of the bias, where it is known already.
+    The first in one piece.  bias: the slope of the bias, where it is known already.  shares: [N], what each row counts in it.
     """
     if not offers("slopes", grad):
-        return linear(grad.t(), x.t()), sums(grad) if bias is None else bias
+        weight = linear(grad.t(), x.t())
+        return weight, bias if bias is not None else sums(grad) if shares is None else shares @ grad
     # In float32, as the weight wants them: rounded, they would have to be copied once more.
     weight, found = (grad.new_empty(grad.shape[1], *more, dtype=torch.float32) for more in ([x.shape[1]], []))
-    call("slopes", grad, grad, x.contiguous(), weight, found if bias is None else None, *grad.shape, x.shape[1])
+    call("slopes", grad, grad, x.contiguous(), shares, weight, found if bias is None else None, *grad.shape, x.shape[1])
     return weight, found if bias is None else bias
 
 
@@ -357,7 +358,8 @@ class _Surprise(Function):
     @staticmethod
     def forward(ctx, x, matrix, bias, targets, chance):  # type: ignore[no-untyped-def]
         nats, tokens, slopes = x.new_empty(len(x), dtype=torch.float32), torch.empty_like(targets), any(ctx.needs_input_grad)
-        bias, chance = bias.detach().float(), None if chance is None else chance.float().contiguous()
+        matrix, bias = matrix.detach().to(x.dtype), bias.detach().float()
+        chance = None if chance is None else chance.float().contiguous()
         # For slopes all of the logits are wanted at once, and become them in place; else so many as stay in the cache.
         logits = x.new_empty(len(x) if slopes else min(len(x), kernels.ROWS), len(matrix))
         for at in range(0, len(x), max(1, len(logits))):
@@ -372,4 +374,5 @@ class _Surprise(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, saved, grad, _):  # type: ignore[no-untyped-def]
-        return kernels.surprised(grad, *saved)
+        x, matrix, slope = saved
+        return kernels.surprised(grad, x, matrix, slope, slopes_of)

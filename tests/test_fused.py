@@ -131,6 +131,10 @@ def test_slopes_of_a_map_are_sums_over_rows(rows, width, inner):
     again, same = fused.slopes_of(grad, x, known)
     assert same is known
     assert torch.equal(again, weight)
+    shares = torch.rand(rows).bfloat16()
+    again, counted = fused.slopes_of(grad, x, shares=shares)
+    assert torch.equal(again, weight)
+    torch.testing.assert_close(counted.double(), shares.double() @ grad.double(), rtol=rounded, atol=rounded * rows**0.5 + 1e-4)
 
 
 @needs_compiler

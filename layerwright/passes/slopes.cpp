@@ -47,11 +47,11 @@ struct Tokens {
     }
 };
 
-// Add to sixteen sums those of sixteen vectors of pairs.
-inline void add_pairs(const Words* pairs, float* sums) {
-    const __m512bh ones = (__m512bh)(Words{} + 0x3f803f80u);
+// Add to sixteen sums those of sixteen vectors of pairs, each pair times its shares.
+inline void add_pairs(const Words* pairs, const uint32_t* shares, float* sums) {
     __m512 parts[4] = {(__m512)lanes(sums)};
-    for (int64_t i = 0; i < LANES; ++i) parts[i % 4] = _mm512_dpbf16_ps(parts[i % 4], (__m512bh)pairs[i], ones);
+    for (int64_t i = 0; i < LANES; ++i)
+        parts[i % 4] = _mm512_dpbf16_ps(parts[i % 4], (__m512bh)pairs[i], (__m512bh)(Words{} + shares[i]));
     put(sums, (Lanes)((parts[0] + parts[1]) + (parts[2] + parts[3])));
 }
 
@@ -78,8 +78,10 @@ inline void add_products(const Words* a, int64_t a_step, const Words* b, int64_t
     _tile_stored(3, sums + 3 * SQUARE, row);
 }
 
-// dweight [width, inner] = grad^T x, and, unless that is null, the sums of the columns of grad.
-void slopes(const bf16* grad, const bf16* x, float* dweight, float* dbias, int64_t rows, int64_t width, int64_t inner) {
+// dweight [width, inner] = grad^T x, and, unless that is null, the sums of the columns of grad, whose rows count by `shares`, or,
+// where that is null, one and all.
+void slopes(const bf16* grad, const bf16* x, const bf16* shares, float* dweight, float* dbias, int64_t rows, int64_t width,
+            int64_t inner) {
     const Tokens left{grad, rows, width}, right{x, rows, inner};
     const int64_t high = filled(width) / SIDE, broad = filled(inner) / SIDE;  // in blocks
     // Pieces of what is found: small enough for the cache, and one or more for each thread.
@@ -89,6 +91,8 @@ void slopes(const bf16* grad, const bf16* x, float* dweight, float* dbias, int64
         int64_t& longer = tall < wide ? wide : tall;
         longer = parts(longer, 2);
     }
+    std::vector<uint32_t> counts(filled(rows) / 2, 0x3f803f80);  // pairs of ones
+    if (shares) std::memcpy(counts.data(), shares, rows * sizeof(bf16));
     // Half a block more than there are, so that blocks of one column do not drive each other out of the cache.
     const int64_t beside = parts(broad, wide), left_step = tall * BLOCK + LANES, right_step = wide * BLOCK + LANES;
 #pragma omp parallel
@@ -110,7 +114,7 @@ void slopes(const bf16* grad, const bf16* x, float* dweight, float* dbias, int64
                     left.read(token + k * SIDE, top, down, to);
                     right.read(token + k * SIDE, side, over, pairs + k * right_step);
                     for (int64_t tile = 0; tile < 2 * down; ++tile) {
-                        if (adds) add_pairs(to + tile * LANES, sums + tile * LANES);
+                        if (adds) add_pairs(to + tile * LANES, &counts[token / 2 + k * LANES], sums + tile * LANES);
                         turn(to + tile * LANES);
                     }
                 }
