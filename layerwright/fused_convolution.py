@@ -162,7 +162,7 @@ def taken_apart(dweight: Tensor, dbias: Tensor, parameters: Sequence[Tensor]) ->
 
     parameters: weight and bias of the first, weight of the second.
     """
-    first, first_bias, second = (each.detach().float() for each in parameters)
+    first, first_bias, second, dweight, dbias = (each.detach().float() for each in (*parameters, dweight, dbias))
     with torch.autocast("cpu", enabled=False):
         dsecond = torch.addr(torch.mm(dweight, first.t()), dbias, first_bias)
         return torch.mm(second.t(), dweight), torch.mv(second.t(), dbias), dsecond, dbias
