@@ -170,8 +170,9 @@ def slopes_of(grad: Tensor, x: Tensor, bias: Tensor | None = None, shares: Tenso
     The first in one piece.  bias: the slope of the bias, where it is known already.  shares: [N], what each row counts in it.
     """
     if not offers("slopes", grad):
-        weight = linear(grad.t(), x.t())
-        return weight, bias if bias is not None else sums(grad) if shares is None else shares @ grad
+        if shares is not None:
+            return kernels.slopes_of(grad, x, shares=shares)
+        return linear(grad.t(), x.t()), sums(grad) if bias is None else bias
     # In float32, as the weight wants them: rounded, they would have to be copied once more.
     weight, found = (grad.new_empty(grad.shape[1], *more, dtype=torch.float32) for more in ([x.shape[1]], []))
     call("slopes", grad, grad, x.contiguous(), shares, weight, found if bias is None else None, *grad.shape, x.shape[1])

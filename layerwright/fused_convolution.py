@@ -145,8 +145,9 @@ class _Chain(Function):
     @once_differentiable
     def backward(ctx, saved, grad):  # type: ignore[no-untyped-def]
         rows, weight, *parameters = saved
-        grad = as_rows(grad)
-        return linear(grad, weight.t()).view(ctx.shape), *taken_apart(*slopes_of(grad, rows), parameters)
+        grad, wanted = as_rows(grad), ctx.needs_input_grad
+        dx = linear(grad, weight.t()).view(ctx.shape) if wanted[0] else None
+        return dx, *(taken_apart(*slopes_of(grad, rows), parameters) if any(wanted[1:]) else (None,) * 4)
 
 
 def composed(parameters: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

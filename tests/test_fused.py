@@ -455,6 +455,15 @@ def test_frozen_weights_get_no_gradient():
     assert linear.weight.grad is None
 
 
+@needs_compiler
+@pytest.mark.parametrize("frozen", [False, True])
+def test_slopes_of_two_maps_that_are_one_are_added_up_only_where_they_learn(frozen, counted):
+    first, second = (nn.Linear(4, 4).requires_grad_(not frozen) for _ in range(2))
+    fused_convolution.chain(leaf(3, 3, 4), first, second).sum().backward()
+    assert bool(counted) != frozen
+    assert all((parameter.grad is None) == frozen for each in (first, second) for parameter in each.parameters())
+
+
 @pytest.mark.parametrize("change", [{"LAYERWRIGHT_NATIVE": "0"}, {"CXX": "false"}, {"CXX": "no-such-compiler"}])
 def test_without_a_compiler_the_same_is_computed(change, tmp_path):
     text = "32 vocab=50: attn conv mixed ffn"
